@@ -1,0 +1,4 @@
+"""Training as a gradient dynamical system: which weights can go, and how early?"""
+
+from dynprune import core
+from dynprune._version import __version__

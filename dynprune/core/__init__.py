@@ -1,0 +1,49 @@
+"""Errors, outcomes, seeds, progress, cost, provenance, citations, files."""
+
+from dynprune.core.citations import cite
+from dynprune.core.coordinates import Coordinates
+from dynprune.core.cost import Cost
+from dynprune.core.errors import (
+    AssumptionError,
+    ConvergenceError,
+    DynPruneError,
+    DynPruneWarning,
+    InvalidInputError,
+    NotDeterministicError,
+    NumericalWarning,
+)
+from dynprune.core.files import load_tensors, save_tensors, write_atomic
+from dynprune.core.names import unknown
+from dynprune.core.outcome import Outcome
+from dynprune.core.progress import track
+from dynprune.core.provenance import Provenance
+from dynprune.core.seeds import derive_seed, generator, isolated
+from dynprune.core.shapes import Basis, Snapshots, Square, Values, Vector
+
+__all__ = [
+    "AssumptionError",
+    "Basis",
+    "ConvergenceError",
+    "Coordinates",
+    "Cost",
+    "DynPruneError",
+    "DynPruneWarning",
+    "InvalidInputError",
+    "NotDeterministicError",
+    "NumericalWarning",
+    "Outcome",
+    "Provenance",
+    "Snapshots",
+    "Square",
+    "Values",
+    "Vector",
+    "cite",
+    "derive_seed",
+    "generator",
+    "isolated",
+    "load_tensors",
+    "save_tensors",
+    "track",
+    "unknown",
+    "write_atomic",
+]

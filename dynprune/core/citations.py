@@ -1,0 +1,111 @@
+"""What a result stands on: BibTeX of the sources that were used."""
+
+from typing import Protocol
+
+from dynprune.core.errors import InvalidInputError
+from dynprune.core.provenance import Provenance
+
+_BIBTEX = {
+    "imp": """@inproceedings{frankle2019lottery,
+  title={The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks},
+  author={Frankle, Jonathan and Carbin, Michael},
+  booktitle={International Conference on Learning Representations},
+  year={2019}
+}""",
+    "rewinding": """@inproceedings{frankle2020linear,
+  title={Linear Mode Connectivity and the Lottery Ticket Hypothesis},
+  author={Frankle, Jonathan and Dziugaite, Gintare Karolina and Roy, Daniel
+          and Carbin, Michael},
+  booktitle={International Conference on Machine Learning},
+  year={2020}
+}""",
+    "snip": """@inproceedings{lee2019snip,
+  title={{SNIP}: Single-shot Network Pruning based on Connection Sensitivity},
+  author={Lee, Namhoon and Ajanthan, Thalaiyasingam and Torr, Philip},
+  booktitle={International Conference on Learning Representations},
+  year={2019}
+}""",
+    "grasp": """@inproceedings{wang2020grasp,
+  title={Picking Winning Tickets Before Training by Preserving Gradient Flow},
+  author={Wang, Chaoqi and Zhang, Guodong and Grosse, Roger},
+  booktitle={International Conference on Learning Representations},
+  year={2020}
+}""",
+    "synflow": """@inproceedings{tanaka2020synflow,
+  title={Pruning neural networks without any data by iteratively conserving
+         synaptic flow},
+  author={Tanaka, Hidenori and Kunin, Daniel and Yamins, Daniel and Ganguli, Surya},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2020}
+}""",
+    "imc": """@inproceedings{zhang2021imc,
+  title={Validating the Lottery Ticket Hypothesis with Inertial Manifold Theory},
+  author={Zhang, Zeru and Jin, Jiayin and Zhang, Zijie and Zhou, Yang and Zhao, Xin
+          and Ren, Jiaxiang and Liu, Ji and Wu, Lingfei and Jin, Ruoming
+          and Dou, Dejing},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2021}
+}""",
+    "koopman_training": """@inproceedings{dogra2020koopman,
+  title={Optimizing Neural Networks via {K}oopman Operator Theory},
+  author={Dogra, Akshunna S. and Redman, William T.},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2020}
+}""",
+    "dmd": """@article{tu2014dmd,
+  title={On dynamic mode decomposition: Theory and applications},
+  author={Tu, Jonathan H. and Rowley, Clarence W. and Luchtenburg, Dirk M.
+          and Brunton, Steven L. and Kutz, J. Nathan},
+  journal={Journal of Computational Dynamics},
+  year={2014}
+}""",
+    "rg": """@inproceedings{redman2022rg,
+  title={Universality of Winning Tickets: A Renormalization Group Perspective},
+  author={Redman, William T. and Chen, Tianlong and Wang, Zhangyang
+          and Dogra, Akshunna S.},
+  booktitle={International Conference on Machine Learning},
+  year={2022}
+}""",
+    "sanity": """@inproceedings{frankle2021missing,
+  title={Pruning Neural Networks at Initialization: Why Are We Missing the Mark?},
+  author={Frankle, Jonathan and Dziugaite, Gintare Karolina and Roy, Daniel
+          and Carbin, Michael},
+  booktitle={International Conference on Learning Representations},
+  year={2021}
+}""",
+    "lanczos": """@article{wu2000thick,
+  title={Thick-restart {L}anczos method for large symmetric eigenvalue problems},
+  author={Wu, Kesheng and Simon, Horst},
+  journal={SIAM Journal on Matrix Analysis and Applications},
+  year={2000}
+}""",
+}
+
+
+class HasProvenance(Protocol):
+    """Anything that says where it comes from."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """The record."""
+        ...
+
+
+def cite(result: HasProvenance) -> str:
+    """Return the BibTeX of the sources that a result used.
+
+    Args:
+        result: Any dynprune result.
+
+    Returns:
+        BibTeX entries, a blank line between them; empty if none.
+
+    Raises:
+        InvalidInputError: If a source has no entry.
+    """
+    missing = [key for key in result.provenance.sources if key not in _BIBTEX]
+    if missing:
+        raise InvalidInputError(
+            f"No BibTeX for {missing}. Known: {', '.join(sorted(_BIBTEX))}."
+        )
+    return "\n\n".join(_BIBTEX[key] for key in result.provenance.sources)

@@ -1,0 +1,128 @@
+"""Files that are whole or absent: temporary file, fsync, rename."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as _encode
+
+from dynprune.core.errors import InvalidInputError
+
+_KEY = "dynprune"
+
+
+def replace(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Rename ``source`` to ``target`` atomically; every rename goes through here.
+
+    Args:
+        source: The finished temporary file.
+        target: Its final name, on the same file system.
+    """
+    os.replace(source, target)
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write a file so that a reader finds all of it or the old one.
+
+    The bytes go to a temporary file beside ``path``, are synced to disk and renamed.
+
+    Args:
+        path: Where the file shall be; its folder is made if missing.
+        data: The content; text is encoded as UTF-8.
+
+    Raises:
+        InvalidInputError: If the disk is full or the folder cannot be written; no
+            half file is left.
+    """
+    path = Path(path)
+    raw = data.encode() if isinstance(data, str) else data
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+        )
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        replace(temporary, path)
+        temporary = None
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise InvalidInputError(
+            f"Cannot write {path}: {error.strerror or error}. Free some space, or "
+            "choose another folder; what was there before is unchanged."
+        ) from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_tensors(
+    path: str | os.PathLike[str],
+    tensors: dict[str, torch.Tensor],
+    metadata: dict[str, Any],
+) -> None:
+    """Write named tensors and JSON metadata to one safetensors file, atomically.
+
+    The same tensors and metadata give the same bytes. Complex tensors are refused:
+    store ``torch.view_as_real`` of them.
+
+    Args:
+        path: Where the file shall be.
+        tensors: Name to tensor, any device; moved to the CPU and made contiguous.
+        metadata: JSON-serialisable; kept under one key, sorted.
+    """
+    flat = {
+        name: tensor.detach().to("cpu").contiguous().clone()
+        for name, tensor in tensors.items()
+    }
+    text = json.dumps(metadata, sort_keys=True)
+    write_atomic(path, _encode(flat, metadata={_KEY: text}))
+
+
+def load_tensors(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what ``save_tensors`` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The tensors by name, on the CPU, and the metadata.
+
+    Raises:
+        InvalidInputError: If the file is missing, truncated or not ours.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            raw = (file.metadata() or {}).get(_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise InvalidInputError(f"No file {path}. Check the path.") from error
+    except (SafetensorError, OSError) as error:
+        raise InvalidInputError(
+            f"{path} is truncated or not a safetensors file ({error}). Make it again, "
+            "or take it from a backup; dynprune never writes half a file."
+        ) from error
+    if raw is None:
+        raise InvalidInputError(
+            f"{path} is a safetensors file without dynprune's metadata. Load it with "
+            "safetensors itself, or pass a file that dynprune saved."
+        )
+    return tensors, json.loads(raw)

@@ -1,0 +1,21 @@
+"""Matrix-free symmetric operators: Hessian, masked, shifted, deflated, dense."""
+
+from dynprune.operators._hessian import HessianOperator
+from dynprune.operators._matrix import MatrixOperator
+from dynprune.operators._operator import (
+    AbstractOperator,
+    DeflatedOperator,
+    RestrictedOperator,
+    ShiftedOperator,
+    SumOperator,
+)
+
+__all__ = [
+    "AbstractOperator",
+    "DeflatedOperator",
+    "HessianOperator",
+    "MatrixOperator",
+    "RestrictedOperator",
+    "ShiftedOperator",
+    "SumOperator",
+]

@@ -1,0 +1,75 @@
+"""The door of a gradient system: scalar, finite, and a mean over examples."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynprune.core import InvalidInputError
+
+_MOST = 256
+
+
+def check_loss(
+    mean: Callable[[Any], Tensor], batch: Any, steady: Callable[[], bool]
+) -> None:
+    r"""Refuse a loss that is not finite or not a mean over examples.
+
+    With parts of sizes :math:`n_1 + n_2 = n` a mean satisfies
+    :math:`n L = n_1 L_1 + n_2 L_2`; a sum and a class-weighted mean do not.
+
+    Args:
+        mean: The loss of a batch, without gradients.
+        batch: The first batch of the data.
+        steady: Says whether the network is still in eval mode.
+
+    Raises:
+        InvalidInputError: If the loss is NaN or infinite, or the split batch
+            disagrees with the whole one.
+    """
+    with torch.no_grad():
+        if not _is_pair(batch):
+            _finite(float(mean(batch)))
+            return
+        x, y = batch[0][:_MOST], batch[1][:_MOST]
+        whole = float(mean((x, y)))
+        _finite(whole)
+        if not steady() or abs(float(mean((x, y))) - whole) > 1e-6 * abs(whole):
+            return  # stochastic: the determinism probe will say why
+        n = len(y)
+        rtol = max(float(torch.finfo(_dtype(x)).eps) ** 0.5, 1e-6)
+        for cut in {1, n // 3} - {0, n}:
+            head = float(mean((x[:cut], y[:cut])))
+            tail = float(mean((x[cut:], y[cut:])))
+            split = (cut * head + (n - cut) * tail) / n
+            if abs(split - whole) > 2 * rtol * max(abs(whole), abs(head), abs(tail)):
+                raise InvalidInputError(
+                    f"The loss is not a mean over examples: a batch of {n} gives "
+                    f"{whole:.6g}, its parts of {cut} and {n - cut} average to "
+                    f"{split:.6g}. Use reduction='mean' without class weights and "
+                    "without batch statistics, or pass batch_loss and batch_weight "
+                    "(for class weights: the sum of the weights of the batch)."
+                )
+
+
+def _is_pair(batch: Any) -> bool:
+    return (
+        isinstance(batch, tuple | list)
+        and len(batch) == 2
+        and all(isinstance(part, Tensor) and part.ndim > 0 for part in batch)
+        and len(batch[0]) == len(batch[1])
+        and len(batch[1]) > 1
+    )
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    return x.dtype if x.is_floating_point() else torch.float32
+
+
+def _finite(value: float) -> None:
+    if not abs(value) < float("inf"):
+        raise InvalidInputError(
+            f"The loss of the first batch at the given state is {value}. Check the "
+            "model's state and the inputs for NaN and overflow (step 0, batch 0)."
+        )

@@ -1,0 +1,594 @@
+"""A network, its loss and its data as the dynamical system θ' = −∇L(θ)."""
+
+import copy
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, final
+
+import torch
+from torch import Tensor, nn
+
+from dynprune.core import Coordinates, InvalidInputError, isolated
+from dynprune.system._batches import BatchWeight, check_data, is_resident, length, read
+from dynprune.system._checks import check_loss
+from dynprune.system._mean_loss import BatchLoss, LossFn, MeanLoss, call
+from dynprune.system._probe import probe
+
+
+class TicketLike(Protocol):
+    """Masks with the state and buffers that they are to be trained from."""
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Name to boolean tensor."""
+        ...
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Name to parameter tensor."""
+        ...
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Name to buffer tensor."""
+        ...
+
+
+@final
+class GradientSystem:
+    r"""See the training of a network as a gradient dynamical system.
+
+    .. math:: \theta' = -\nabla L(\theta), \qquad
+              L(\theta) = \frac{1}{W} \sum_b w_b L_b(\theta)
+              + \tfrac{1}{2} \ell_2 |\theta|^2
+
+    with :math:`L_b` the mean loss of batch b, :math:`w_b` its weight (its number of
+    examples by default) and :math:`W = \sum_b w_b`, so that L is the mean over
+    examples whatever the batch sizes are. The coordinates are the selected trainable
+    parameters, or the survivors of a mask.
+
+    The user's model is never changed: a private copy in eval mode is evaluated with
+    the parameters passed in. ``state`` and ``buffers`` read the user's model as it is
+    now; frozen parameters are those of the moment the system was made.
+
+    Args:
+        model: Any module.
+        loss_fn: Mean loss of (outputs, targets); may be None with ``batch_loss``.
+        data: ``(x, y)`` tensors, a DataLoader, or any re-iterable of batches.
+        mask: Parameter name to boolean tensor, True = kept; P counts survivors.
+        parameters: Glob pattern(s) that select trainable parameters by name.
+        l2: Coefficient of ½|θ|², per parameter squared; adds ``l2`` to every
+            Hessian eigenvalue.
+        batch_loss: ``(model, batch) -> mean loss`` for batches that are no (x, y).
+        batch_weight: ``batch -> weight``, e.g. its number of tokens.
+        microbatch: Largest part of resident data that is evaluated at once.
+        process_group: Not used yet; must be None.
+
+    Raises:
+        InvalidInputError: For data that can be read only once, a loss that is not a
+            finite mean over examples, no trainable parameter, or parameters on
+            several devices or of several dtypes.
+
+    Cost:
+        Up to six forward passes over at most 256 examples, for the checks.
+
+    Example:
+        >>> x, y = torch.eye(2), torch.tensor([[1.0], [0.0]])
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> system = GradientSystem(net, nn.functional.mse_loss, (x, y))
+        >>> system.size, system.examples
+        (2, 2.0)
+        >>> system.gradient(torch.zeros(2))
+        tensor([-1.,  0.])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn | None,
+        data: Any,
+        *,
+        mask: Mapping[str, Tensor] | None = None,
+        parameters: str | Sequence[str] | None = None,
+        l2: float = 0.0,
+        batch_loss: BatchLoss | None = None,
+        batch_weight: BatchWeight | None = None,
+        microbatch: int | None = None,
+        process_group: object | None = None,
+    ) -> None:
+        check_data(data)
+        _check_arguments(model, loss_fn, batch_loss, l2, microbatch, process_group)
+        self.model = model
+        self.loss_fn = loss_fn
+        self.batch_loss = batch_loss
+        self.batch_weight = batch_weight
+        self.microbatch = microbatch
+        self.l2 = float(l2)
+        self.data = data
+        self._loss = MeanLoss(copy.deepcopy(model).eval(), loss_fn, batch_loss)
+        self._masks = _own_masks(mask)
+        self._selected = _select(model, parameters)
+        chosen = dict(model.named_parameters())
+        self.coordinates = Coordinates(
+            names=self._selected,
+            shapes=tuple(tuple(chosen[name].shape) for name in self._selected),
+        )
+        if self._masks:
+            self.coordinates = self.coordinates.restrict(dict(self._masks))
+        self.dtype, self.device = _place_of(chosen, self._selected)
+        self._state: Tensor | None = None
+        self._buffers: dict[str, Tensor] | None = None
+        self._examples: float | None = None
+        self._deterministic: list[bool] = []
+        self._check_first_batch()
+
+    def _check_first_batch(self) -> None:
+        first = next(self.batches(), None)
+        if first is None:
+            raise InvalidInputError(
+                "The data hold no batch. Pass at least one (a DataLoader with "
+                "drop_last may drop all of a small data set)."
+            )
+        named = self.unflatten(self.state)
+        with isolated(0):
+            check_loss(
+                lambda batch: self.batch_mean(named, self.buffers, batch),
+                first,
+                steady=lambda: not any(part.training for part in self.module.modules()),
+            )
+        self.module.eval()
+
+    @property
+    def size(self) -> int:
+        """Number P of coordinates; of survivors where the system is masked."""
+        return self.coordinates.size
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the selected parameters, tied tensors once."""
+        return self.coordinates.names
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The masks, a fresh dictionary of copies; empty where there are none."""
+        return {name: mask.clone() for name, mask in self._masks}
+
+    @property
+    def module(self) -> nn.Module:
+        """The private copy of the model, in eval mode; not to be changed."""
+        return self._loss.net
+
+    @property
+    def prunable(self) -> tuple[str, ...]:
+        """Names of the selected weights of Linear and Conv layers, tied ones once."""
+        kinds = (nn.Linear, nn.modules.conv._ConvNd)
+        weights = {
+            id(part.weight) for part in self.module.modules() if isinstance(part, kinds)
+        }
+        own = dict(self.module.named_parameters())
+        return tuple(name for name in self.names if id(own[name]) in weights)
+
+    @property
+    def state(self) -> Tensor:
+        """The coordinates θ now, shape (P,), a copy."""
+        if self._state is not None:
+            return self._state.clone()
+        named = {
+            name: tensor.detach() for name, tensor in self.model.named_parameters()
+        }
+        return self.flatten(named).clone()
+
+    @property
+    def raw_buffers(self) -> dict[str, Tensor]:
+        """The buffers that evaluations read, not copied."""
+        if self._buffers is not None:
+            return self._buffers
+        return {name: tensor.detach() for name, tensor in self.model.named_buffers()}
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers now (running statistics, …), copies."""
+        return {name: tensor.clone() for name, tensor in self.raw_buffers.items()}
+
+    @property
+    def examples(self) -> float:
+        """Total weight W of the data: the number N of examples by default."""
+        if self._examples is None:
+            if is_resident(self.data) and self.batch_weight is None:
+                self._examples = float(length(self.data))
+            else:
+                self._examples = sum(self.weight(batch) for batch in self.batches())
+        return self._examples
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the coordinates of named tensors, shape ``(P,)``.
+
+        Args:
+            tensors: One tensor for each selected parameter.
+
+        Returns:
+            A vector of this system's coordinates.
+        """
+        return self.coordinates.flatten(tensors)
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return named tensors of coordinates; pruned entries are zero.
+
+        Args:
+            vector: Shape ``(P,)``.
+
+        Returns:
+            Parameter name to tensor of its shape.
+        """
+        return self.coordinates.unflatten(vector)
+
+    def batches(self, *, seed: int = 0) -> Iterator[Any]:
+        """Read the data once, on the parameters' device and in their dtype.
+
+        Args:
+            seed: What a loader's shuffling and augmentation start from.
+
+        Returns:
+            An iterator over batches.
+        """
+        return read(
+            self.data,
+            dtype=self.dtype,
+            device=self.device,
+            microbatch=self.microbatch,
+            seed=seed,
+        )
+
+    def weight(self, batch: Any) -> float:
+        """Return the weight of a batch: its number of examples by default.
+
+        Args:
+            batch: One of :meth:`batches`.
+
+        Returns:
+            A positive number.
+        """
+        if self.batch_weight is None:
+            return float(length(batch))
+        return float(self.batch_weight(batch))
+
+    def forward(
+        self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Any
+    ) -> Any:
+        """Evaluate the network in eval mode with given parameters and buffers.
+
+        Args:
+            parameters: Name to tensor.
+            buffers: Name to tensor.
+            x: The input.
+
+        Returns:
+            The network's output, differentiable in ``parameters``.
+        """
+        values = {**parameters, **buffers}
+        return torch.func.functional_call(self.module, values, (x,))
+
+    def batch_mean(
+        self,
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        batch: Any,
+    ) -> Tensor:
+        """Return the mean loss of one batch, in eval mode, without the l2 term.
+
+        Args:
+            parameters: Name to tensor.
+            buffers: Name to tensor.
+            batch: One of :meth:`batches`.
+
+        Returns:
+            A 0-d tensor, differentiable in ``parameters``.
+        """
+        return call(self._loss, parameters, buffers, batch)
+
+    def loss(self, state: Tensor | None = None) -> Tensor:
+        """Return L at a state: the mean over all examples plus the l2 term.
+
+        Args:
+            state: Coordinates, shape ``(P,)``; the system's own by default.
+
+        Returns:
+            A 0-d tensor.
+
+        Cost:
+            One forward pass over the data.
+        """
+        theta = self._at(state)
+        named, buffers = self.unflatten(theta), self.raw_buffers
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+        with torch.no_grad(), isolated(0):
+            for batch in self.batches():
+                share = self.weight(batch) / self.examples
+                total += share * self.batch_mean(named, buffers, batch)
+        return total + 0.5 * self.l2 * theta.dot(theta)
+
+    def gradient(self, state: Tensor | None = None, *, seed: int = 0) -> Tensor:
+        """Return ∇L at a state.
+
+        Args:
+            state: Coordinates, shape ``(P,)``; the system's own by default.
+            seed: What a random loader or forward pass starts from; without effect
+                on a deterministic system.
+
+        Returns:
+            Loss per parameter, shape ``(P,)``.
+
+        Cost:
+            One gradient.
+        """
+        theta = self._at(state)
+        buffers = self.raw_buffers
+        total = self.l2 * theta
+        with isolated(seed):
+            for batch in self.batches(seed=seed):
+                leaf = theta.clone().requires_grad_()
+                value = self.batch_mean(self.unflatten(leaf), buffers, batch)
+                if value.requires_grad:
+                    (part,) = torch.autograd.grad(value, leaf)
+                    total = total.add(part, alpha=self.weight(batch) / self.examples)
+        return total
+
+    def field(self, state: Tensor | None = None) -> Tensor:
+        """Return the vector field −∇L at a state.
+
+        Args:
+            state: Coordinates, shape ``(P,)``; the system's own by default.
+
+        Returns:
+            Minus the gradient, shape ``(P,)``.
+
+        Cost:
+            One gradient.
+        """
+        return -self.gradient(state)
+
+    def flow(
+        self,
+        times: Sequence[float] | Tensor,
+        state: Tensor | None = None,
+        *,
+        rtol: float = 1e-8,
+        atol: float = 1e-10,
+    ) -> Tensor:
+        """Integrate θ' = −∇L(θ) from a state (DOP853, local error control).
+
+        Args:
+            times: Increasing times T ≥ 1; the state is given at the first one.
+            state: Coordinates at ``times[0]``; the system's own by default.
+            rtol: Relative tolerance of the local error.
+            atol: Absolute tolerance of the local error, per parameter.
+
+        Returns:
+            States, shape ``(P, T)``.
+
+        Raises:
+            InvalidInputError: If the times do not increase or the flow diverges.
+
+        Cost:
+            Twelve gradients per accepted or rejected step, and one probe.
+        """
+        from scipy.integrate import solve_ivp
+
+        grid = torch.as_tensor(times, dtype=torch.float64)
+        if grid.ndim != 1 or len(grid) < 1 or bool((grid.diff() <= 0).any()):
+            raise InvalidInputError(
+                f"Times {grid.tolist()} do not increase. Pass a sorted list."
+            )
+        self.check_deterministic()
+        start = self._at(state)
+
+        def slope(_: float, theta: Any) -> Any:
+            at = torch.as_tensor(theta).to(start)
+            return self.field(at).double().cpu().numpy()
+
+        solved = solve_ivp(
+            slope,
+            (float(grid[0]), float(grid[-1])),
+            start.double().cpu().numpy(),
+            method="DOP853",
+            t_eval=grid.numpy(),
+            rtol=rtol,
+            atol=atol,
+        )
+        if not solved.success:
+            raise InvalidInputError(
+                f"The flow stopped at t = {solved.t[-1] if len(solved.t) else grid[0]}"
+                f": {solved.message} Ask for a shorter time or looser tolerances."
+            )
+        return torch.as_tensor(solved.y).to(start)
+
+    def double(self) -> "GradientSystem":
+        """Return the same system in float64, at the same state."""
+        twin = copy.copy(self)
+        twin.model = copy.deepcopy(self._loss.net).double()
+        twin._loss = MeanLoss(twin.model, self.loss_fn, self.batch_loss)
+        twin.dtype = torch.float64
+        twin._deterministic = []
+        return twin.with_state(
+            self.state.double(),
+            buffers={
+                name: tensor.double() if tensor.is_floating_point() else tensor
+                for name, tensor in self.buffers.items()
+            },
+        )
+
+    def with_state(
+        self,
+        state: Tensor | Mapping[str, Tensor],
+        *,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> "GradientSystem":
+        """Return the same system at a state of its own.
+
+        Args:
+            state: Coordinates ``(P,)`` or named tensors.
+            buffers: Name to tensor; the present ones by default.
+
+        Returns:
+            A system that no longer follows the user's model.
+        """
+        vector = state if isinstance(state, Tensor) else self.flatten(state)
+        twin = copy.copy(self)
+        twin._state = self._at(vector.detach()).clone()
+        twin._buffers = self.buffers | {
+            name: tensor.detach().to(self.device).clone()
+            for name, tensor in (buffers or {}).items()
+        }
+        return twin
+
+    def with_mask(self, mask: Mapping[str, Tensor]) -> "GradientSystem":
+        """Return the system restricted to the survivors of masks.
+
+        Args:
+            mask: Parameter name to boolean tensor; empty for the dense system.
+
+        Returns:
+            A system at m⊙θ; its coordinates are the survivors.
+        """
+        dense = Coordinates(names=self.names, shapes=self.coordinates.shapes)
+        named = self.unflatten(self.state)
+        twin = copy.copy(self)
+        twin._masks = _own_masks(mask)
+        twin.coordinates = dense.restrict(mask) if mask else dense
+        twin._state = twin.coordinates.flatten(named).clone()
+        twin._buffers = self.buffers
+        return twin
+
+    def with_ticket(self, ticket: TicketLike) -> "GradientSystem":
+        """Return the masked system at a ticket's state and buffers.
+
+        Args:
+            ticket: Masks with their state and buffers.
+
+        Returns:
+            A system whose coordinates are the ticket's survivors.
+        """
+        return self.with_mask(ticket.masks).with_state(
+            ticket.state, buffers=ticket.buffers
+        )
+
+    def with_data(self, data: Any) -> "GradientSystem":
+        """Return the same system on other data.
+
+        Args:
+            data: As for the constructor.
+
+        Returns:
+            A system with the same state.
+        """
+        check_data(data)
+        twin = copy.copy(self)
+        twin.data, twin._examples, twin._deterministic = data, None, []
+        twin._check_first_batch()
+        return twin
+
+    def check_deterministic(self) -> None:
+        """Probe once that two passes give the same gradient.
+
+        Raises:
+            NotDeterministicError: If they do not; the message names the culprit.
+
+        Cost:
+            Two gradients at the first call, nothing after it.
+        """  # noqa: DOC502 - raised by probe
+        if not self._deterministic:
+            probe(self)
+            self._deterministic.append(True)
+
+    def _at(self, state: Tensor | None) -> Tensor:
+        if state is None:
+            return self.state
+        if state.shape != (self.size,):
+            raise InvalidInputError(
+                f"A state of shape {tuple(state.shape)} was given, the system has "
+                f"({self.size},). Use flatten() of the same system."
+            )
+        return state.detach().to(device=self.device, dtype=self.dtype)
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        masked = f", {len(self._masks)} masks" if self._masks else ""
+        kind = type(self.module).__name__
+        return f"GradientSystem({kind}, P={self.size}, {self.dtype}{masked})"
+
+
+def _own_masks(mask: Mapping[str, Tensor] | None) -> tuple[tuple[str, Tensor], ...]:
+    return tuple(
+        (name, part.detach().bool().clone()) for name, part in (mask or {}).items()
+    )
+
+
+def _check_arguments(
+    model: object,
+    loss_fn: object,
+    batch_loss: object,
+    l2: float,
+    microbatch: int | None,
+    process_group: object,
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(
+            f"The model is a {type(model).__name__}. Pass a torch.nn.Module."
+        )
+    if loss_fn is None and batch_loss is None:
+        raise InvalidInputError(
+            "No loss was given. Pass loss_fn(outputs, targets), or batch_loss(model, "
+            "batch)."
+        )
+    if not 0.0 <= l2 < float("inf"):
+        raise InvalidInputError(f"l2 is {l2}. Pass a finite number ≥ 0.")
+    if microbatch is not None and microbatch < 1:
+        raise InvalidInputError(f"microbatch is {microbatch}. Pass at least 1.")
+    if process_group is not None:
+        raise InvalidInputError(
+            "process_group is not supported yet. Leave it out: this system runs in "
+            "one process."
+        )
+
+
+def _select(
+    model: nn.Module, parameters: str | Sequence[str] | None
+) -> tuple[str, ...]:
+    trainable = [name for name, part in model.named_parameters() if part.requires_grad]
+    if not trainable:
+        raise InvalidInputError(
+            "The model has no trainable parameter. Set requires_grad on those to be "
+            "trained."
+        )
+    if parameters is None:
+        return tuple(trainable)
+    patterns = [parameters] if isinstance(parameters, str) else list(parameters)
+    chosen = tuple(
+        name
+        for name in trainable
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    )
+    if not chosen:
+        raise InvalidInputError(
+            f"No trainable parameter matches {patterns}. Found: {', '.join(trainable)}."
+        )
+    return chosen
+
+
+def _place_of(
+    parameters: Mapping[str, Tensor], names: Sequence[str]
+) -> tuple[torch.dtype, torch.device]:
+    dtypes = {parameters[name].dtype for name in names}
+    devices = {parameters[name].device for name in names}
+    if len(dtypes) > 1 or len(devices) > 1:
+        raise InvalidInputError(
+            f"The selected parameters are of {sorted(map(str, dtypes))} on "
+            f"{sorted(map(str, devices))}. Move them to one dtype and device, or "
+            "select some with parameters=."
+        )
+    dtype = dtypes.pop()
+    if not dtype.is_floating_point:
+        raise InvalidInputError(
+            f"The parameters are {dtype}. Only real floating-point ones are supported."
+        )
+    return dtype, devices.pop()

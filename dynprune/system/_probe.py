@@ -1,0 +1,99 @@
+"""The determinism probe: two passes must agree, or the culprit is named."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dynprune.core import NotDeterministicError
+
+if TYPE_CHECKING:
+    from dynprune.system._gradient_system import GradientSystem
+
+
+def probe(system: "GradientSystem") -> None:
+    """Compare loss and gradient of two passes over the data.
+
+    The tolerance is relative to the dtype, so that plain shuffling, which only
+    reorders sums, passes.
+
+    Args:
+        system: The system.
+
+    Raises:
+        NotDeterministicError: If they differ; the message names the cause.
+
+    Cost:
+        Two gradients.
+    """
+    buffers = {name: tensor.clone() for name, tensor in system.buffers.items()}
+    twin = system.with_state(system.state, buffers=buffers)
+    first, second = twin.gradient(seed=0), twin.gradient(seed=1)
+    moved = [
+        name
+        for name, tensor in twin.raw_buffers.items()
+        if not torch.equal(tensor, buffers[name])
+    ]
+    scale = float(first.abs().max().nan_to_num()) + 1e-30
+    change = float((first - second).abs().max()) / scale
+    tolerance = 1e3 * torch.finfo(system.dtype).eps
+    training = [name for name, part in system.module.named_modules() if part.training]
+    system.module.eval()
+    if not moved and not training and change <= tolerance:
+        return
+    raise NotDeterministicError(
+        f"A Hessian or flow was asked of a loss whose gradient moved by {change:.1e} "
+        f"(relative) between two passes over the data. Cause: "
+        f"{_cause(system, moved, training)}"
+    )
+
+
+def _cause(system: "GradientSystem", moved: list[str], training: list[str]) -> str:
+    norms = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+    modules = dict(system.module.named_modules())
+    if moved or any(isinstance(modules[name], norms) for name in training):
+        return (
+            f"batch norm in training mode (running statistics {moved[:3]} change). "
+            "Do not call model.train() inside batch_loss; statistics must be fixed."
+        )
+    if training:
+        drops = [
+            name
+            for name in training
+            if isinstance(modules[name], nn.modules.dropout._DropoutNd)
+        ]
+        return (
+            f"dropout in training mode ({', '.join(drops) or 'modules in train mode'})"
+            ". Do not call model.train() inside batch_loss."
+        )
+    if _data_moved(system):
+        return (
+            "the loader gives other data on each pass (augmentation, a random "
+            "sampler, or shuffle with drop_last). Pass a loader without them; "
+            "dp.train(data=...) may use another one."
+        )
+    return (
+        "the forward pass itself is random (functional dropout or noise). Make it "
+        "depend on self.training."
+    )
+
+
+def _data_moved(system: "GradientSystem") -> bool:
+    return _fingerprint(system, seed=0) != _fingerprint(system, seed=1)
+
+
+def _fingerprint(system: "GradientSystem", *, seed: int) -> list[tuple[float, ...]]:
+    rows: list[tuple[float, ...]] = []
+    for batch in system.batches(seed=seed):
+        leaves: list[Any] = pytree.tree_leaves(batch)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
+        for row in range(len(tensors[-1])) if tensors else ():
+            rows.append(
+                tuple(
+                    float(tensor[row].double().sum())
+                    for tensor in tensors
+                    if row < len(tensor)
+                )
+            )
+    return sorted(rows)
