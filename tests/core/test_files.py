@@ -1,0 +1,57 @@
+import errno
+import json
+
+import pytest
+import torch
+
+from dynprune.core import InvalidInputError, files, load_tensors, save_tensors
+
+
+def test_round_trip_is_bit_exact_and_bytes_repeat(tmp_path):
+    tensors = {"b": torch.randn(3, 2).double(), "a": torch.tensor([True, False])}
+    save_tensors(tmp_path / "x", tensors, {"k": [1, 2.5]})
+    first = (tmp_path / "x").read_bytes()
+    save_tensors(tmp_path / "x", tensors, {"k": [1, 2.5]})
+    assert (tmp_path / "x").read_bytes() == first
+    back, metadata = load_tensors(tmp_path / "x")
+    assert metadata == {"k": [1, 2.5]}
+    assert all(torch.equal(back[name], part) for name, part in tensors.items())
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60, -1])
+def test_truncated_file_is_refused(tmp_path, keep):
+    save_tensors(tmp_path / "x", {"a": torch.ones(9)}, {})
+    data = (tmp_path / "x").read_bytes()
+    (tmp_path / "x").write_bytes(data[:keep])
+    with pytest.raises(InvalidInputError, match="truncated or not"):
+        load_tensors(tmp_path / "x")
+
+
+def test_missing_and_foreign_files_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    with pytest.raises(InvalidInputError, match="No file"):
+        load_tensors(tmp_path / "none")
+    save_file({"a": torch.ones(2)}, tmp_path / "foreign")
+    with pytest.raises(InvalidInputError, match="without dynprune's metadata"):
+        load_tensors(tmp_path / "foreign")
+
+
+def test_full_disk_keeps_the_old_file_and_leaves_no_half_one(tmp_path, monkeypatch):
+    files.write_atomic(tmp_path / "x", "old")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(InvalidInputError, match="No space left"):
+        files.write_atomic(tmp_path / "x", "new")
+    monkeypatch.undo()
+    assert (tmp_path / "x").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_metadata_is_sorted_json(tmp_path):
+    save_tensors(tmp_path / "x", {"a": torch.ones(1)}, {"b": 1, "a": 2})
+    text = (tmp_path / "x").read_bytes().split(b"}}")[0]
+    assert json.dumps({"a": 2, "b": 1}).replace('"', '\\"').encode() in text + b"}}"
