@@ -1,0 +1,235 @@
+"""Mean loss and metric over a split."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from dynprune.core import Coordinates, InvalidInputError, Provenance, isolated
+from dynprune.system import BatchLoss, BatchWeight, LossFn
+from dynprune.system._batches import check_data, length, read
+from dynprune.training._order import seeded_generators
+from dynprune.training._results import Evaluation, Run
+
+Metric = Callable[[Any, Any], Tensor]
+_AT_ONCE = 10_000
+
+
+@runtime_checkable
+class ProblemLike(Protocol):
+    """A model maker with its loss, splits and metric, e.g. ``dynprune.Problem``."""
+
+    @property
+    def loss_fn(self) -> LossFn | None:
+        """Mean loss of outputs and targets."""
+        ...
+
+    @property
+    def metric(self) -> Metric | None:
+        """Values per example of outputs and targets."""
+        ...
+
+    @property
+    def batch_loss(self) -> BatchLoss | None:
+        """Mean loss of a model on a batch."""
+        ...
+
+    @property
+    def batch_weight(self) -> BatchWeight | None:
+        """Weight of a batch."""
+        ...
+
+    def model(self, seed: int) -> nn.Module:
+        """Make the model of a seed.
+
+        Args:
+            seed: Of its initial state.
+        """
+        ...
+
+    def split(self, name: str) -> Any:
+        """Return the data of a split.
+
+        Args:
+            name: train, validation or test.
+        """
+        ...
+
+
+def evaluate(
+    model_or_state: nn.Module | Run | Tensor | Mapping[str, Tensor],
+    problem_or_data: Any,
+    split: str = "validation",
+    *,
+    loss_fn: LossFn | None = None,
+    metric: Metric | None = None,
+    buffers: Mapping[str, Tensor] | None = None,
+    coordinates: Coordinates | None = None,
+) -> Evaluation:
+    r"""Evaluate a model or a state on a split, in eval mode and without gradients.
+
+    .. math:: \bar L = \frac{1}{W} \sum_b w_b L_b, \qquad
+              \bar m = \frac{1}{N} \sum_i m_i
+
+    with :math:`w_b` the weight of batch b. The mean is exact whatever the batch sizes
+    are; the l2 term of a system is not part of it.
+
+    Args:
+        model_or_state: A module, whose mode, buffers and parameters stay as they
+            were; or a :class:`Run`; or coordinates ``(P,)`` or named tensors, for
+            which a problem makes the model.
+        problem_or_data: A ``Problem``; or ``(x, y)`` tensors or a loader, with
+            ``loss_fn``.
+        split: Which split of a problem.
+        loss_fn: Mean loss of (outputs, targets); the problem's by default.
+        metric: Values per example of (outputs, targets); the problem's by default,
+            none for plain data.
+        buffers: Of a state; those of a new model by default.
+        coordinates: Of a state on a masked system, or with selected parameters: pass
+            ``system.coordinates``.
+
+    Returns:
+        The mean loss, the mean metric (NaN without one) and the examples.
+
+    Raises:
+        InvalidInputError: If a state comes without a problem, a loss is missing, the
+            split is empty, or names and shapes do not fit the model.
+
+    Cost:
+        One forward pass over the split, 10,000 resident examples at a time.
+
+    Example:
+        >>> x, y = torch.eye(2), torch.tensor([[1.0], [0.0]])
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> nn.init.zeros_(net.weight).shape
+        torch.Size([1, 2])
+        >>> evaluate(net, (x, y), loss_fn=nn.functional.mse_loss).loss
+        0.5
+    """
+    problem = problem_or_data if isinstance(problem_or_data, ProblemLike) else None
+    data = problem_or_data if problem is None else problem.split(split)
+    check_data(data)
+    loss_fn = loss_fn or (None if problem is None else problem.loss_fn)
+    metric = metric or (None if problem is None else problem.metric)
+    batch_loss = None if problem is None else problem.batch_loss
+    weigh = None if problem is None else problem.batch_weight
+    if loss_fn is None and batch_loss is None:
+        raise InvalidInputError("Plain data were given without a loss. Pass loss_fn=.")
+    model = _model(model_or_state, problem, buffers, coordinates)
+    place = next(model.parameters(), torch.zeros(0))
+    losses, weights, values, count = [], [], [], 0
+    with (
+        torch.no_grad(),
+        _eval_mode(model),
+        seeded_generators(data, 0),
+        isolated(0),
+    ):
+        for batch in read(
+            data, dtype=place.dtype, device=place.device, microbatch=_AT_ONCE
+        ):
+            loss, found = _measure(model, batch, loss_fn, batch_loss, metric)
+            losses.append(loss.reshape(()).double())
+            weights.append(float(length(batch) if weigh is None else weigh(batch)))
+            if found is not None:
+                scalar = found.ndim == 0
+                count += length(batch) if scalar else found.numel()
+                values.append(found.double().sum() * (length(batch) if scalar else 1))
+    if not losses:
+        raise InvalidInputError(f"The split {split!r} holds no batch. Pass some data.")
+    total = sum(weights)
+    share = torch.tensor(weights, dtype=torch.float64) / total
+    return Evaluation(
+        loss=float(torch.stack(losses).cpu().dot(share)),
+        metric=float(torch.stack(values).sum()) / count if count else float("nan"),
+        examples=total,
+        provenance=Provenance(
+            made_by="training.evaluate",
+            dtype=str(place.dtype).removeprefix("torch."),
+            device=str(place.device),
+            examples=round(total),
+            settings=(("split", split if problem is not None else None),),
+        ),
+    )
+
+
+def _measure(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFn | None,
+    batch_loss: BatchLoss | None,
+    metric: Metric | None,
+) -> tuple[Tensor, Tensor | None]:
+    pair = isinstance(batch, tuple | list) and len(batch) == 2
+    if batch_loss is not None:
+        loss = batch_loss(model, batch)
+        outputs = model(batch[0]) if pair and metric is not None else None
+    else:
+        if not pair:
+            raise InvalidInputError(
+                f"A batch of type {type(batch).__name__} is not a pair (x, y). Give "
+                "the problem a batch_loss for other batches."
+            )
+        assert loss_fn is not None
+        outputs = model(batch[0])
+        loss = loss_fn(outputs, batch[1])
+    if metric is None or not pair:
+        return loss, None
+    return loss, torch.as_tensor(metric(outputs, batch[1]))
+
+
+def _model(
+    given: nn.Module | Run | Tensor | Mapping[str, Tensor],
+    problem: ProblemLike | None,
+    buffers: Mapping[str, Tensor] | None,
+    coordinates: Coordinates | None,
+) -> nn.Module:
+    if isinstance(given, nn.Module):
+        return given
+    if problem is None:
+        raise InvalidInputError(
+            f"A {type(given).__name__} was given with plain data, which have no model "
+            "for it. Pass a Problem, or a module that holds the state."
+        )
+    if isinstance(given, Run):
+        return _model(given.parameters, problem, given.buffers, None)
+    model = problem.model(0)
+    if isinstance(given, Tensor):
+        own = model.named_parameters()
+        trainable = {name: part for name, part in own if part.requires_grad}
+        where = coordinates or Coordinates(
+            names=tuple(trainable),
+            shapes=tuple(tuple(part.shape) for part in trainable.values()),
+        )
+        model.to(device=given.device, dtype=given.dtype)
+        given = where.unflatten(given)
+    else:
+        first = next(iter(given.values()))
+        model.to(device=first.device, dtype=first.dtype)
+    _fill(model, {**given, **(buffers or {})})
+    return model
+
+
+def _fill(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for name, value in values.items():
+            if name not in own or own[name].shape != value.shape:
+                found = tuple(own[name].shape) if name in own else "no such tensor"
+                raise InvalidInputError(
+                    f"The state has {name!r} of shape {tuple(value.shape)}, the "
+                    f"problem's model {found}. Pass the problem that was trained on."
+                )
+            own[name].copy_(value)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

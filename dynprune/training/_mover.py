@@ -1,0 +1,255 @@
+"""A private copy of the model, its optimiser, and one step of both."""
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from dynprune.core import InvalidInputError
+from dynprune.system import GradientSystem
+
+OptimizerFactory = Callable[[list[Tensor]], Optimizer]
+Schedule = Callable[[Optimizer], LRScheduler]
+
+
+@final
+class Mover:
+    r"""Move a private copy of a system's model, one optimiser step at a time.
+
+    The loss of a batch is its mean loss plus the system's
+    :math:`\tfrac{1}{2} \ell_2 |\theta|^2`. Gradients are multiplied by the masks
+    before the optimiser's step and weights after it, so that momentum, weight decay
+    and line searches leave pruned weights exactly zero.
+
+    Args:
+        system: Where to start from; it and its model are not changed.
+        optimizer: Makes the optimiser of the copy's parameters.
+        schedule: Makes the scheduler of the optimiser, or None.
+        training: Whether the copy is in train mode.
+        step: Optimiser steps that the schedule has behind it.
+
+    Raises:
+        InvalidInputError: If the factories do not return what they should.
+    """
+
+    def __init__(
+        self,
+        system: GradientSystem,
+        optimizer: OptimizerFactory,
+        *,
+        schedule: Schedule | None,
+        training: bool,
+        step: int,
+    ) -> None:
+        self.coordinates = system.coordinates
+        self.device = system.device
+        self._l2 = system.l2
+        self.net = copy.deepcopy(system.module).train(training)
+        own: dict[str, Tensor] = dict(self.net.named_parameters())
+        for parameter in own.values():
+            parameter.requires_grad_(False)
+        self._named = {name: own[name] for name in system.names}
+        self.parameters = list(self._named.values())
+        for parameter in self.parameters:
+            parameter.requires_grad_()
+        self.load(system.state, system.buffers)
+        self._mean = _mean_loss(self.net, system)
+        self._pruned = [
+            (self._named[name], mask.to(self._named[name]))
+            for name, mask in system.masks.items()
+            if not bool(mask.all())
+        ]
+        self._weights = [weight for weight, _ in self._pruned]
+        self._masks = [mask for _, mask in self._pruned]
+        self.evaluations = 0
+        self.optimizer = _made(optimizer, self.parameters)
+        self._hyperparameters = _plain_groups(self.optimizer)
+        self._scheduler = _scheduled(schedule, self.optimizer)
+        self._schedule = _describe(self._scheduler)
+        self._needs_closure = _needs_closure(self.optimizer)
+        self.advance_schedule(step)
+
+    def step(self, batch: Any) -> Tensor:
+        """Make one optimiser step.
+
+        Args:
+            batch: What to compute the gradient on.
+
+        Returns:
+            The loss before the step, a 0-d tensor without graph.
+        """
+        if self._needs_closure:
+            loss = self._closure_step(batch)
+        else:
+            loss = self._gradient(batch)
+            self.optimizer.step()
+        if self._masks:
+            with torch.no_grad():
+                torch._foreach_mul_(self._weights, self._masks)
+        if self._scheduler is not None:
+            self._scheduler.step()
+        return loss
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values of how it moves, before the first step."""
+        return {
+            "optimizer": type(self.optimizer).__name__,
+            "hyperparameters": self._hyperparameters,
+            "schedule": self._schedule,
+            "l2": self._l2,
+        }
+
+    def state(self) -> Tensor:
+        """Return the coordinates now, a new vector of shape ``(P,)``."""
+        return self.coordinates.flatten({
+            name: parameter.detach() for name, parameter in self._named.items()
+        })
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Return copies of the buffers now."""
+        return {name: part.detach().clone() for name, part in self.net.named_buffers()}
+
+    def load(self, state: Tensor, buffers: dict[str, Tensor]) -> None:
+        """Place coordinates and buffers in the copy.
+
+        Args:
+            state: Shape ``(P,)``.
+            buffers: Name to tensor.
+        """
+        with torch.no_grad():
+            for name, value in self.coordinates.unflatten(state).items():
+                self._named[name].copy_(value)
+            for name, part in self.net.named_buffers():
+                part.copy_(buffers[name])
+
+    def _gradient(self, batch: Any) -> Tensor:
+        for parameter in self.parameters:
+            parameter.grad = None
+        loss = self._mean(batch)
+        loss.backward()
+        self.evaluations += 1
+        value = loss.detach()
+        if self._l2:
+            value = self._add_l2(value)
+        if self._masks:
+            for weight, mask in self._pruned:
+                if weight.grad is not None:
+                    weight.grad.mul_(mask)
+        return value
+
+    def _closure_step(self, batch: Any) -> Tensor:
+        seen: list[Tensor] = []
+
+        def closure() -> Tensor:
+            seen.append(self._gradient(batch))
+            return seen[-1]
+
+        self.optimizer.step(closure)  # type: ignore[arg-type]
+        return seen[0]
+
+    @torch.no_grad()
+    def _add_l2(self, value: Tensor) -> Tensor:
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        found = (parameter.grad for parameter in self.parameters)
+        gradients = [part for part in found if part is not None]
+        torch._foreach_add_(gradients, self.parameters, alpha=self._l2)
+        norms = torch.stack(torch._foreach_norm(self.parameters))
+        return value + 0.5 * self._l2 * norms.dot(norms)
+
+    def advance_schedule(self, steps: int) -> None:
+        """Step the schedule without the optimiser.
+
+        Args:
+            steps: How often.
+        """
+        if self._scheduler is None:
+            return
+        with warnings.catch_warnings():
+            # "lr_scheduler.step() before optimizer.step()": those steps lie behind us
+            warnings.simplefilter("ignore", UserWarning)
+            for _ in range(steps):
+                self._scheduler.step()
+
+
+def _mean_loss(net: nn.Module, system: GradientSystem) -> Callable[[Any], Tensor]:
+    batch_loss, loss_fn = system.batch_loss, system.loss_fn
+    if batch_loss is not None:
+        return lambda batch: batch_loss(net, batch).reshape(())
+    assert loss_fn is not None
+    return lambda batch: loss_fn(net(batch[0]), batch[1]).reshape(())
+
+
+def _made(factory: OptimizerFactory, parameters: list[Tensor]) -> Optimizer:
+    made = factory(parameters) if callable(factory) else factory
+    if not isinstance(made, Optimizer) or not callable(factory):
+        raise InvalidInputError(
+            f"The optimizer is (or makes) a {type(made).__name__}. Pass a function of "
+            "the parameters that returns a torch optimiser, for instance "
+            "lambda params: torch.optim.SGD(params, lr=0.1)."
+        )
+    return made
+
+
+def _scheduled(factory: Schedule | None, optimizer: Optimizer) -> LRScheduler | None:
+    if factory is None:
+        return None
+    made = factory(optimizer) if callable(factory) else factory
+    if not isinstance(made, LRScheduler) or isinstance(made, ReduceLROnPlateau):
+        raise InvalidInputError(
+            f"The schedule makes a {type(made).__name__}. Pass a function of the "
+            "optimiser that returns a scheduler of the step count, for instance "
+            "lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 100)."
+        )
+    return made
+
+
+def _needs_closure(optimizer: Optimizer) -> bool:
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def _plain_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    return [
+        {
+            key: len(value) if key == "params" else plain(value)
+            for key, value in group.items()
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def _describe(scheduler: LRScheduler | None) -> Any:
+    if scheduler is None:
+        return None
+    return [type(scheduler).__name__, plain(scheduler.state_dict())]
+
+
+def plain(value: Any) -> Any:
+    """Return JSON-serialisable values for a nest of hyperparameters.
+
+    Args:
+        value: Any nest; a function becomes its name, an object its type's.
+
+    Returns:
+        Numbers, strings, lists and dictionaries of them.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {
+            str(key): plain(part)
+            for key, part in sorted(value.items(), key=lambda item: str(item[0]))
+        }
+    if isinstance(value, list | tuple | set):
+        return [plain(part) for part in value]
+    return getattr(value, "__qualname__", type(value).__qualname__)

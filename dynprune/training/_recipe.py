@@ -1,0 +1,117 @@
+"""How to train, as a value that can be passed on."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, Protocol, final
+
+from dynprune.core import InvalidInputError
+from dynprune.system import GradientSystem, is_resident
+from dynprune.training._mover import OptimizerFactory, Schedule
+from dynprune.training._results import Run
+from dynprune.training._train import train
+
+
+class Trainer(Protocol):
+    """Anything that moves a system forward: a :class:`Recipe` or a function."""
+
+    def __call__(
+        self,
+        system: GradientSystem,
+        *,
+        seed: int = 0,
+        start_step: int = 0,
+        stop_step: int | None = None,
+        record: int | None = None,
+    ) -> Run:
+        """Train from the system's state.
+
+        Args:
+            system: Where to start from.
+            seed: Of the data order and of dropout.
+            start_step: Where schedule and data order begin.
+            stop_step: Where to stop; the end by default.
+            record: Steps between snapshots, or None.
+
+        Returns:
+            The run.
+        """
+        ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """Say how to train: the arguments of :func:`train` that make a method.
+
+    Args:
+        optimizer: Makes the optimiser of a list of parameters.
+        steps: Optimiser steps of the whole run.
+        batch_size: Examples per batch of resident data; a loader brings its own.
+        schedule: Makes the scheduler of the optimiser, stepped once per step.
+        mode: Whether the network is in train or eval mode.
+        data: What to train on if not the system's data.
+
+    Raises:
+        InvalidInputError: If ``steps`` is negative.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.eye(2), torch.tensor([[1.0], [0.0]])
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> system = GradientSystem(net, torch.nn.functional.mse_loss, (x, y))
+        >>> recipe = Recipe(lambda params: torch.optim.SGD(params, lr=0.1), steps=3)
+        >>> recipe(system).cost
+        Cost(gradients=3.0, hvps=0.0, forwards=0.0, steps=3)
+    """
+
+    optimizer: OptimizerFactory
+    _: KW_ONLY
+    steps: int
+    batch_size: int = 64
+    schedule: Schedule | None = None
+    mode: Literal["train", "eval"] = "train"
+    data: Any = None
+
+    def __post_init__(self) -> None:
+        """Check the number of steps.
+
+        Raises:
+            InvalidInputError: If it is negative.
+        """
+        if self.steps < 0:
+            raise InvalidInputError(f"{self.steps} steps were asked. Pass 0 or more.")
+
+    def __call__(
+        self,
+        system: GradientSystem,
+        *,
+        seed: int = 0,
+        start_step: int = 0,
+        stop_step: int | None = None,
+        record: int | None = None,
+    ) -> Run:
+        """Train from the system's state.
+
+        Args:
+            system: Where to start from.
+            seed: Of the data order and of dropout.
+            start_step: Where schedule and data order begin.
+            stop_step: Where to stop; the end by default.
+            record: Steps between snapshots, or None.
+
+        Returns:
+            The run.
+        """
+        data = system.data if self.data is None else self.data
+        return train(
+            system,
+            self.optimizer,
+            steps=self.steps,
+            data=self.data,
+            mode=self.mode,
+            schedule=self.schedule,
+            batch_size=self.batch_size if is_resident(data) else None,
+            record=record,
+            seed=seed,
+            start_step=start_step,
+            stop_step=stop_step,
+        )
