@@ -2,3 +2,5 @@
 
 from dynprune import core
 from dynprune._version import __version__
+
+__all__ = ["__version__", "core"]

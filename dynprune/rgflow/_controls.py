@@ -107,7 +107,7 @@ class Controls:
 
     def __repr__(self) -> str:
         """Return the size in one line."""
-        S, R, T = self.sums[0][1].shape
+        S, R, T = len(self.sums[0][1]), len(self.densities), len(self.names)
         return f"Controls({S} seeds, {R} levels, {T} tensors)"
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -373,18 +373,18 @@ def make_flow(
         provenance: What made it.
 
     Returns:
-        The flow; it owns copies of the tensors.
+        The flow; it keeps the tensors, which nobody else may hold.
     """
     return RGFlow(
         groups=groups,
-        densities=densities.clone(),
-        shares=shares.clone(),
+        densities=densities,
+        shares=shares,
         slopes=exponents(shares, densities),
-        no_retraining=None if no_retraining is None else no_retraining.clone(),
+        no_retraining=no_retraining,
         no_retraining_slopes=(
             None if no_retraining is None else exponents(no_retraining, densities)
         ),
-        random=None if random is None else random.clone(),
+        random=random,
         random_slopes=None if random is None else exponents(random, densities),
         magnitude=magnitude,
         stage=stage,
@@ -403,7 +403,11 @@ def _note(seeds: int) -> str:
 
 
 def _extremes(groups: tuple[str, ...], values: Tensor, errors: Tensor) -> str:
-    low, high = int(values.argmin()), int(values.argmax())
+    finite = values.isfinite().nonzero().flatten().tolist()
+    if not finite:
+        return "none"
+    low = min(finite, key=lambda i: float(values[i]))
+    high = max(finite, key=lambda i: float(values[i]))
     return " … ".join(
         f"{float(values[i]):+.3g} ± {float(errors[i]):.2g} ({groups[i]})"
         for i in (low, high)

@@ -47,8 +47,8 @@ def eigenpairs(
     residuals are recomputed from k true products, in float64. **Enclosures**: k
     eigenvalues of A, counted with multiplicity, lie one in each interval, of radius
     :math:`\|R_i\|`, or :math:`\|R\|_2` of a whole group whose intervals
-    overlap (Kahan), plus ``16 eps max|ρ|`` for rounding. No quadratic (Kato–Temple) bound is
-    used: it would need a proof that nothing lies between the pairs.
+    overlap (Kahan), plus ``16 eps max|ρ|`` for rounding. No quadratic (Kato–Temple)
+    bound is used: it would need a proof that nothing lies between the pairs.
 
     A Krylov space sees one vector of a multiple eigenvalue per starting vector, so
     enclosures cannot tell a missing copy. ``completeness=True`` starts from at least 4
@@ -87,7 +87,7 @@ def eigenpairs(
 
     Cost:
         Matvecs as reported, P for an operator smaller than the basis; about
-        max(2 k, k + 24) + 2 blocks P-vectors of memory.
+        max(3 k, k + 24) + 3 blocks P-vectors of memory.
 
     Source:
         Wu and Simon, *Thick-restart Lanczos method for large symmetric eigenvalue
@@ -109,11 +109,10 @@ def eigenpairs(
     if op.size - away.shape[1] <= min(search.basis_size, search.budget):
         ritz, complete, scale = _exact(op, k, which, away)
     else:
-        ritz, complete, scale = _iterate(op, k, search, away, start, progress)
-        if completeness and complete:
+        ritz, converged, scale = _iterate(op, k, search, away, start, progress)
+        complete = None
+        if completeness and converged:
             ritz, complete = _test(op, ritz, k, search, away, scale, before)
-        elif not completeness:
-            complete = None
     slack = _ROUNDING * torch.finfo(op.dtype).eps * scale
     residual_norms = ritz.gram.diagonal().clamp_min(0.0).sqrt()
     met = bool((residual_norms <= search.tol * scale + slack).all())
@@ -209,7 +208,7 @@ def _check(
         tol=max(tol, 32 * torch.finfo(op.dtype).eps),
         budget=budget,
         block=wide,
-        basis_size=max(2 * k, k + 24) + 2 * wide,
+        basis_size=max(3 * k, k + 24) + 2 * wide,
         seed=seed,
     )
 
@@ -285,7 +284,7 @@ def _test(
         if room == 0:
             return ritz, True
         seed = derive_seed("spectral.completeness", search.seed, turn)
-        start = random_block(op, min(2, room), seed=seed)
+        start = random_block(op, 1, seed=seed)
         tols = (coarse, 0.5 * search.tol)
         for tol in tols:
             left = search.budget - (op.matvecs - before) - 2 * ends

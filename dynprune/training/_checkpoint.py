@@ -93,7 +93,7 @@ class Checkpoint:
         progress.restore(
             step=metadata["step"],
             seen=metadata["seen"],
-            losses=tensors["losses"],
+            losses=tensors["losses"].to(mover.device),
             snapshots=[part.to(mover.device) for part in tensors.get("snapshots", ())],
             snapshot_steps=[int(step) for step in tensors.get("snapshot_steps", ())],
         )

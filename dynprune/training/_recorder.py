@@ -104,7 +104,8 @@ class Recorder:
         }
         self._states.append(self._system.flatten(live))
         self._steps.append(step)
-        self._losses.append(float("nan") if loss is None else float(loss))
+        value = loss.detach() if isinstance(loss, Tensor) else loss
+        self._losses.append(float("nan") if value is None else float(value))
         if self._path is not None and len(self._steps) % _WRITE_EVERY == 0:
             self.trajectory.save(self._path)
 

@@ -19,9 +19,12 @@ def test_isolated_repeats_and_restores(untouched):
 
 
 def test_isolated_restores_after_an_error(untouched):
-    with untouched(), pytest.raises(ZeroDivisionError), isolated(1):
-        torch.rand(1)
-        raise ZeroDivisionError
+    def draw_and_fail():
+        with isolated(1):
+            return 1 / (torch.rand(1) > 2).int().item()
+
+    with untouched(), pytest.raises(ZeroDivisionError):
+        draw_and_fail()
 
 
 def test_derived_seeds_are_fixed_numbers():

@@ -1,0 +1,87 @@
+"""Magnitude pruning, at initialisation or of trained weights."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from dynprune.core import Cost
+from dynprune.pruning._from_scores import from_scores, record
+from dynprune.pruning._select import Scope
+from dynprune.system import GradientSystem
+from dynprune.tickets import Ticket
+
+
+def magnitude_scores(
+    system: GradientSystem, *, state: Tensor | Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    r"""Score weights by their magnitude, :math:`s = |w|`.
+
+    Args:
+        system: The system.
+        state: Coordinates ``(P,)`` or named tensors; the system's own by default.
+
+    Returns:
+        Name to scores, for each of ``system.prunable``.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.eye(2), torch.zeros(2, 1)
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> system = GradientSystem(net, torch.nn.functional.mse_loss, (x, y))
+        >>> magnitude_scores(system, state=torch.tensor([1.0, -2.0]))
+        {'weight': tensor([[1., 2.]])}
+    """
+    if state is None:
+        state = system.state
+    if isinstance(state, Tensor):
+        state = system.unflatten(state.to(system.device))
+    named = system.unflatten(system.flatten(state))
+    return {name: named[name].detach().abs() for name in system.prunable}
+
+
+def magnitude(
+    system: GradientSystem,
+    *,
+    density: float,
+    state: Tensor | Mapping[str, Tensor] | None = None,
+    scope: Scope = "global",
+    cost: Cost | None = None,
+    seed: int = 0,
+) -> Ticket:
+    r"""Keep the weights of largest magnitude, :math:`s = |w|`.
+
+    Magnitudes are those of ``state``; the ticket is trained from the *system's* state.
+    So ``state=`` of trained weights with the system at initialisation is one level of
+    IMP; prune ``system.with_state(trained)`` to fine-tune instead.
+
+    Args:
+        system: What is pruned.
+        density: Fraction to keep, in (0, 1].
+        state: Coordinates ``(P,)`` or named tensors whose magnitudes count; the
+            system's own by default.
+        scope: ``"global"`` or ``"layer"``.
+        cost: What it took to get ``state``.
+        seed: Without effect; recorded.
+
+    Returns:
+        The ticket.
+
+    Raises:
+        InvalidInputError: See :func:`from_scores`.
+
+    Cost:
+        None beyond ``cost``.
+
+    Source:
+        Han et al., *Learning both weights and connections for efficient neural
+        networks*, NeurIPS 2015.
+    """  # noqa: DOC502 - raised by from_scores
+    settings = {"state": "system" if state is None else "given"}
+    return from_scores(
+        system,
+        magnitude_scores(system, state=state),
+        density=density,
+        scope=scope,
+        provenance=record(system, "pruning.magnitude", seed=seed, settings=settings),
+        cost=cost,
+    )

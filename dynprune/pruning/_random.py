@@ -1,0 +1,69 @@
+"""Random pruning with an exact count."""
+
+import torch
+from torch import Tensor
+
+from dynprune.core import generator
+from dynprune.pruning._from_scores import from_scores, record
+from dynprune.pruning._select import Scope
+from dynprune.system import GradientSystem
+from dynprune.tickets import Ticket
+
+
+def random_scores(system: GradientSystem, *, seed: int = 0) -> dict[str, Tensor]:
+    r"""Score weights at random, :math:`s \sim U[0, 1)` independently.
+
+    The same seed gives the same scores at every density, so that masks are nested.
+
+    Args:
+        system: The system.
+        seed: Of the scores.
+
+    Returns:
+        Name to float64 scores on the CPU, for each of ``system.prunable``.
+
+    Example:
+        >>> x, y = torch.eye(2), torch.zeros(2, 1)
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> system = GradientSystem(net, torch.nn.functional.mse_loss, (x, y))
+        >>> random_scores(system)["weight"].shape
+        torch.Size([1, 2])
+    """
+    draw = generator(seed)
+    shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
+    return {
+        name: torch.rand(shapes[name], generator=draw, dtype=torch.float64)
+        for name in system.prunable
+    }
+
+
+def random(
+    system: GradientSystem, *, density: float, scope: Scope = "global", seed: int = 0
+) -> Ticket:
+    """Keep weights drawn uniformly without replacement.
+
+    Every set of K weights is as likely as any other; layer densities differ from the
+    target only by sampling noise, not at all with ``scope="layer"``.
+
+    Args:
+        system: What is pruned; the ticket is trained from its state.
+        density: Fraction to keep, in (0, 1].
+        scope: ``"global"`` or ``"layer"``.
+        seed: Of the draw.
+
+    Returns:
+        The ticket.
+
+    Raises:
+        InvalidInputError: See :func:`from_scores`.
+
+    Cost:
+        No gradients.
+    """  # noqa: DOC502 - raised by from_scores
+    return from_scores(
+        system,
+        random_scores(system, seed=seed),
+        density=density,
+        scope=scope,
+        provenance=record(system, "pruning.random", seed=seed),
+    )

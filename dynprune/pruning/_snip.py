@@ -1,0 +1,84 @@
+"""SNIP: connection sensitivity at initialisation."""
+
+from torch import Tensor
+
+from dynprune.core import Cost
+from dynprune.pruning._from_scores import from_scores, record
+from dynprune.pruning._scored_net import Mode, ScoredNet
+from dynprune.system import GradientSystem
+from dynprune.tickets import Ticket
+
+
+def snip_scores(
+    system: GradientSystem, *, mode: Mode = "eval", seed: int = 0
+) -> dict[str, Tensor]:
+    r"""Score weights by the effect of removing them to first order.
+
+    .. math:: s = |w \odot \nabla_w L|
+
+    with L the mean loss over all the system's data, without its l2 term. (The source
+    divides by the sum over all weights, which changes no order.)
+
+    Args:
+        system: The system.
+        mode: ``"eval"`` or ``"train"`` for batch norm and dropout; it matters.
+        seed: Of random loaders and dropout.
+
+    Returns:
+        Name to scores, for each of ``system.prunable``; zero where pruned.
+
+    Cost:
+        One gradient.
+
+    Source:
+        Lee et al., *SNIP: Single-shot Network Pruning based on Connection
+        Sensitivity*, ICLR 2019.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.eye(2), torch.tensor([[1.0], [0.0]])
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> system = GradientSystem(net, torch.nn.functional.mse_loss, (x, y))
+        >>> snip_scores(system.with_state(torch.tensor([3.0, -1.0])))
+        {'weight': tensor([[6., 1.]])}
+    """
+    net = ScoredNet(system, mode=mode)
+    found = zip(net.names, net.weights, net.gradient(seed=seed), strict=True)
+    return {name: (weight.detach() * slope).abs() for name, weight, slope in found}
+
+
+def snip(
+    system: GradientSystem, *, density: float, mode: Mode = "eval", seed: int = 0
+) -> Ticket:
+    r"""Keep the weights of largest connection sensitivity, :math:`|w \odot \nabla L|`.
+
+    Args:
+        system: What is pruned, on the data it is scored on; the ticket is trained
+            from its state.
+        density: Fraction to keep, in (0, 1].
+        mode: ``"eval"`` or ``"train"`` for batch norm and dropout; it matters.
+        seed: Of random loaders and dropout.
+
+    Returns:
+        The ticket.
+
+    Raises:
+        InvalidInputError: See :func:`from_scores`.
+
+    Cost:
+        One gradient.
+
+    Source:
+        Lee et al., *SNIP: Single-shot Network Pruning based on Connection
+        Sensitivity*, ICLR 2019.
+    """  # noqa: DOC502 - raised by from_scores
+    made = record(
+        system, "pruning.snip", seed=seed, settings={"mode": mode}, sources=("snip",)
+    )
+    return from_scores(
+        system,
+        snip_scores(system, mode=mode, seed=seed),
+        density=density,
+        provenance=made,
+        cost=Cost(gradients=1.0),
+    )

@@ -1,0 +1,256 @@
+"""SynFlow: synaptic flow conserved over many rounds, without data."""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dynprune.core import Cost, InvalidInputError, NumericalWarning
+from dynprune.pruning._from_scores import from_scores, record, survivors
+from dynprune.pruning._select import check_scores, kept_count, select
+from dynprune.system import GradientSystem
+from dynprune.tickets import Ticket
+
+Activations = Literal["as is", "linear"]
+_SATURATING = (
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.Hardtanh,
+    nn.Hardsigmoid,
+    nn.ReLU6,
+    nn.Softsign,
+    nn.LogSigmoid,
+)
+
+
+def synflow_scores(
+    system: GradientSystem,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    activations: Activations = "as is",
+    example: Tensor | None = None,
+) -> dict[str, Tensor]:
+    r"""Score weights by the synaptic flow through them: one round, without data.
+
+    .. math:: s = \left| w \odot \frac{\partial R}{\partial w} \right|, \qquad
+              R = \sum f_{|\theta|}(\mathbf 1)
+
+    where every parameter and buffer is replaced by its absolute value, in float64 and
+    eval mode, and the input is all ones in the shape of one example.
+
+    Args:
+        system: The system.
+        masks: Name to boolean tensor; the system's own by default.
+        activations: See :func:`synflow`.
+        example: One example with its batch dimension, shape ``(1, …)``; only its shape
+            counts. Taken from the first batch by default.
+
+    Returns:
+        Name to float64 scores, for each of ``system.prunable``; zero where pruned.
+
+    Raises:
+        InvalidInputError: If the input's shape is not known or an output is no tensor.
+
+    Cost:
+        The forward and backward pass of one example.
+
+    Source:
+        Tanaka et al., *Pruning neural networks without any data by iteratively
+        conserving synaptic flow*, NeurIPS 2020.
+
+    Example:
+        >>> x, y = torch.eye(2), torch.zeros(2, 1)
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> system = GradientSystem(net, torch.nn.functional.mse_loss, (x, y))
+        >>> synflow_scores(system.with_state(torch.tensor([3.0, -1.0])))
+        {'weight': tensor([[3., 1.]], dtype=torch.float64)}
+    """  # noqa: DOC502 - raised by _flow
+    flow = _flow(system, activations=activations, example=example)
+    return flow(survivors(system) if masks is None else masks)
+
+
+def synflow(
+    system: GradientSystem,
+    *,
+    density: float,
+    rounds: int = 100,
+    activations: Activations = "as is",
+    example: Tensor | None = None,
+    seed: int = 0,
+) -> Ticket:
+    r"""Keep the weights that carry the most synaptic flow, in many small rounds.
+
+    Round r keeps density :math:`d_r = d_0 (d / d_0)^{r/n}` by the scores
+    :math:`|w \odot \partial R / \partial w|` of the network as pruned so far
+    (:math:`d_0 = 1`, or the density of the system's mask); pruned stays pruned. See
+    :func:`synflow_scores` for R.
+
+    Without biases the scores of each layer have the same sum in a chain with
+    homogeneous activations such as ReLU, which prevents the collapse of a layer.
+    Saturating ones (tanh) break that law: on absolute weights they sit in their flat
+    part, scores of early layers shrink and may underflow to zero, and then the flat
+    index decides. ``activations="linear"`` replaces those modules by the identity in
+    the private copy, which is the paper's
+    :math:`R = \mathbf 1^\top (\prod_l |\theta_l|) \mathbf 1` and no part of the
+    authors' code; ReLU, the identity on non-negative inputs, is the same either way.
+
+    Args:
+        system: What is pruned; the ticket is trained from its state. Its data give no
+            more than the shape of one example.
+        density: Fraction to keep, in (0, 1].
+        rounds: Number n of rounds.
+        activations: ``"as is"`` or ``"linear"``.
+        example: One example with its batch dimension, shape ``(1, …)``; only its shape
+            counts. Taken from the first batch by default.
+        seed: Without effect; recorded.
+
+    Returns:
+        The ticket.
+
+    Raises:
+        InvalidInputError: See :func:`from_scores`; or if ``rounds`` is not positive,
+            the shape of an example is not known, or the network returns no tensor.
+
+    Warns:
+        NumericalWarning: If no flow passes some weight at the start (unused, or
+            underflow), or any weight at the end.
+
+    Cost:
+        ``rounds + 1`` passes of one example: (rounds + 1) / N gradients.
+
+    Source:
+        Tanaka et al., *Pruning neural networks without any data by iteratively
+        conserving synaptic flow*, NeurIPS 2020.
+    """
+    if rounds < 1:
+        raise InvalidInputError(f"{rounds} rounds were asked for. Pass at least 1.")
+    alive = survivors(system)
+    flow = _flow(system, activations=activations, example=example)
+    size = sum(mask.numel() for mask in alive.values())
+    first = sum(int(mask.sum()) for mask in alive.values()) / max(size, 1)
+    kept_count(density, max(size, 1))
+    scores = flow(alive)
+    idle = _idle(scores, system)
+    for r in range(1, rounds):
+        d = first * (density / first) ** (r / rounds)
+        if kept_count(d, size) < sum(int(mask.sum()) for mask in alive.values()):
+            alive = select(scores, alive, density=d)
+        scores = flow(alive)
+    ranked = {
+        # what earlier rounds pruned comes after every survivor
+        name: torch.where(alive[name].to(part.device), part, -1.0)
+        for name, part in scores.items()
+    }
+    ticket = from_scores(
+        system,
+        ranked,
+        density=density,
+        provenance=record(
+            system,
+            "pruning.synflow",
+            seed=seed,
+            settings={"rounds": rounds, "activations": activations},
+            sources=("synflow",),
+        ),
+        cost=Cost(gradients=(rounds + 1) / system.examples),
+    )
+    left = sum(float(part.sum()) for part in flow(dict(ticket.mask_items)).values())
+    if idle or left == 0.0:
+        warnings.warn(
+            f"At the start no synaptic flow passed {idle} non-zero weights, at the end "
+            f"the scores sum to {left:g}: with zero scores the flat index decides. "
+            "Raise the density if the network came apart, or pass "
+            "activations='linear' if it saturates.",
+            NumericalWarning,
+            stacklevel=2,
+        )
+    return ticket
+
+
+def _flow(
+    system: GradientSystem, *, activations: Activations, example: Tensor | None
+) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    if activations not in {"as is", "linear"}:
+        raise InvalidInputError(
+            f"activations is {activations!r}. Pass 'as is' or 'linear'."
+        )
+    net = _positive(system)
+    if activations == "linear":
+        _linearise_(net)
+    own = dict(net.named_parameters())
+    weights = [own[name] for name in system.prunable]
+    magnitudes = [part.detach().clone() for part in weights]
+    ones = _ones(system, example)
+    shapes = {name: tuple(own[name].shape) for name in system.prunable}
+    check_scores({name: own[name] for name in shapes}, shapes)
+
+    def scores(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            for name, part, full in zip(shapes, weights, magnitudes, strict=True):
+                part.copy_(full * masks[name].to(full.device))
+        with torch.enable_grad():
+            total = _sum(net(ones))
+            slopes = torch.autograd.grad(
+                total, weights, allow_unused=True, materialize_grads=True
+            )
+        found = zip(shapes, weights, slopes, strict=True)
+        result = {name: (part.detach() * slope).abs() for name, part, slope in found}
+        check_scores(result, shapes)
+        return result
+
+    return scores
+
+
+def _positive(system: GradientSystem) -> nn.Module:
+    net = copy.deepcopy(system.module).double().eval()
+    own: dict[str, Tensor] = dict(net.named_parameters())
+    values = system.unflatten(system.state)
+    with torch.no_grad():
+        for name, part in own.items():
+            part.copy_(values.get(name, part).abs())
+            part.requires_grad_(name in system.prunable)
+        for name, part in net.named_buffers():
+            value = system.raw_buffers[name]
+            part.copy_(value if value.dtype == torch.bool else value.abs())
+    return net
+
+
+def _linearise_(net: nn.Module) -> None:
+    for module in list(net.modules()):
+        # not named_children, which skips a module that is used twice
+        for name, child in list(module._modules.items()):
+            if isinstance(child, _SATURATING):
+                setattr(module, name, nn.Identity())
+
+
+def _ones(system: GradientSystem, example: Tensor | None) -> Tensor:
+    if example is None:
+        batch = next(system.batches(), None)
+        x = batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else None
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
+            raise InvalidInputError(
+                "SynFlow feeds ones in the shape of one example, and the first batch "
+                f"({type(batch).__name__}) holds no floating-point inputs. Pass "
+                "example=torch.ones(1, ...) for a network that takes such inputs."
+            )
+        example = x[:1]
+    return torch.ones(example.shape, dtype=torch.float64, device=system.device)
+
+
+def _sum(output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise InvalidInputError(
+            f"The network returns a {type(output).__name__}, whose sum SynFlow cannot "
+            "take. Wrap the network so that it returns a tensor."
+        )
+    return output.sum()
+
+
+def _idle(scores: Mapping[str, Tensor], system: GradientSystem) -> int:
+    state = system.unflatten(system.state)
+    return sum(
+        int(((part == 0) & (state[name] != 0)).sum()) for name, part in scores.items()
+    )

@@ -1,0 +1,316 @@
+"""Run a study: units, tables, ledger, report, and what to tell the user."""
+
+import functools
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+
+from dynprune._version import __version__
+from dynprune.core import InvalidInputError
+from dynprune.study._collect import (
+    LEDGER_COLUMNS,
+    RESULT_COLUMNS,
+    TIMING_COLUMNS,
+    failures,
+    findings_of,
+    result_rows,
+    to_csv,
+)
+from dynprune.study._config import Config, parse_config
+from dynprune.study._findings import Findings, LedgerLine
+from dynprune.study._ledger import ledger
+from dynprune.study._report import write_report
+from dynprune.study._scheduler import Unit, process_pool, run_units
+from dynprune.study._setup import problem_of
+from dynprune.study._store import PROVENANCE, Store, claim, fingerprint, locked
+from dynprune.study._units import compute, units_of
+from dynprune.tasks import Problem
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Say = Callable[[str], None]
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True, weakref_slot=True)
+class Study:
+    """A finished study.
+
+    Args:
+        folder: Where its files are.
+        findings: What was measured.
+        ledger: Each claim next to what was measured.
+        failures: Units that could not be computed, with the reason.
+        computed: Number of units that this call computed; 0 if nothing was to do.
+    """
+
+    folder: Path
+    findings: Findings
+    ledger: tuple[LedgerLine, ...]
+    failures: Mapping[str, str]
+    computed: int
+
+    @property
+    def config(self) -> Config:
+        """The study's config."""
+        return self.findings.config
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return the tidy results, one row per method, density and seed."""
+        return self.findings.results.copy()
+
+    def summary(self) -> str:
+        """Return what was found and where the files are, in a few lines."""
+        from dynprune.study._ledger import summary
+
+        lines = [summary(self.ledger)]
+        lines += [f"not computed: {name}: {why}" for name, why in self.failures.items()]
+        lines.append(f"report: {self.folder / 'report.html'}")
+        return "\n".join(lines)
+
+
+def run(
+    config: Config | None = None,
+    problem: Problem | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+    executor: Callable[[], Executor] | None = None,
+    progress: bool = False,
+    say: Say | None = None,
+) -> Study:
+    """Run every theory and pruner of a config on one problem, and keep the ledger.
+
+    The study is a set of independent units, each with seeds of its own and one
+    thread. A unit's files are written atomically: a study that was killed goes on
+    where it was, to the same bytes, when the same call is made again.
+
+    Args:
+        config: What to run; the default study if None.
+        problem: A problem of one's own; the config's task if None.
+        out: The study's folder; ``dynprune-studies/<task>-<digest of config>`` if
+            None.
+        jobs: Number of processes; all cores if None. No number depends on it.
+        executor: Makes a ``concurrent.futures`` executor to use instead.
+        progress: Draw one progress bar with the time left.
+        say: Called with what a user should know; silent if None.
+
+    Returns:
+        The finished study.
+
+    Raises:
+        InvalidInputError: If the folder belongs to another study, the task's files
+            are missing, or the disk is full.
+
+    Cost:
+        One training for each (method, density, seed), the analyses aside.
+    """  # noqa: DOC502 - raised below
+    config = config or Config()
+    _check_device(config)
+    problem_made = problem or problem_of(config)
+    wanted = fingerprint(config, problem_made.fingerprint())
+    store = Store(folder=Path(out) if out else default_folder(config))
+    say = say or _silent
+    with locked(store.folder):
+        complete, news = claim(store, config, wanted)
+        for line in news:
+            say(line)
+        units = units_of(config)
+        done = {unit.name for unit in units if store.read_unit(unit.name) is not None}
+        missing = [unit for unit in units if unit.name not in done]
+        if complete and not missing and _all_files(store):
+            say(f"Nothing to do: {store.folder} holds this study, complete.")
+        else:
+            if done:
+                say(f"{len(done)} of {len(units)} units are done already.")
+            _compute(
+                config, problem, store, units, done, jobs, executor, progress=progress
+            )
+            finish(store, config, units, problem_made, wanted)
+        findings = findings_of(store, config, units, problem_made)
+    return Study(
+        folder=store.folder,
+        findings=findings,
+        ledger=ledger(findings),
+        failures=failures(store, units),
+        computed=len(missing),
+    )
+
+
+def report(folder: str | os.PathLike[str], problem: Problem | None = None) -> Path:
+    """Build the ledger and the report of a finished study again.
+
+    Args:
+        folder: The study's folder.
+        problem: The problem, where it was one's own.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        InvalidInputError: If the folder holds no study, or units are missing.
+    """
+    store = Store(folder=Path(folder))
+    if not store.folder.is_dir() or store.read_provenance() is None:
+        raise InvalidInputError(
+            f"{folder} holds no dynprune study. Pass the folder that `dynprune study` "
+            "printed."
+        )
+    try:
+        config = parse_config((store.folder / "config.toml").read_text())
+    except OSError as error:
+        raise InvalidInputError(
+            f"{folder} has no readable config.toml ({error.strerror}). Run the study "
+            "again."
+        ) from error
+    units = units_of(config)
+    missing = [unit.name for unit in units if store.read_unit(unit.name) is None]
+    if missing:
+        raise InvalidInputError(
+            f"{len(missing)} of {len(units)} units of {folder} are missing or damaged "
+            f"({', '.join(missing[:3])} …). Run `dynprune study` with its config first."
+        )
+    with locked(store.folder):
+        before = store.read_provenance() or {}
+        finish(
+            store,
+            config,
+            units,
+            problem or problem_of(config),
+            before["fingerprint"],
+        )
+    return store.folder / "report.html"
+
+
+def default_folder(config: Config) -> Path:
+    """Return the folder of a config, under the current one.
+
+    Args:
+        config: The config.
+
+    Returns:
+        ``dynprune-studies/<task>-<8 digits of the config's digest>``.
+    """
+    digest = fingerprint(config, "")["config"][:8]
+    return Path("dynprune-studies") / f"{config.task}-{digest}"
+
+
+def finish(
+    store: Store,
+    config: Config,
+    units: tuple[Unit, ...],
+    problem: Problem,
+    wanted: Mapping[str, str],
+) -> None:
+    """Write tables, ledger and report from finished units.
+
+    Args:
+        store: The study's folder.
+        config: The config.
+        units: Its units, all done.
+        problem: The problem.
+        wanted: The study's fingerprint.
+    """
+    timings = [
+        {"unit": unit.name, "kind": unit.kind, "seed": unit.seed}
+        | (store.read_unit(unit.name) or {}).get("timing", {})
+        for unit in units
+    ]
+    store.write("results.csv", to_csv(result_rows(store, units), RESULT_COLUMNS))
+    store.write("timings.csv", to_csv(timings, TIMING_COLUMNS))
+    findings = findings_of(store, config, units, problem)
+    lines = ledger(findings)
+    rows = [
+        {column: getattr(line, column, None) for column in LEDGER_COLUMNS}
+        | {"low": line.interval[0], "high": line.interval[1]}
+        for line in lines
+    ]
+    store.write("ledger.csv", to_csv(rows, LEDGER_COLUMNS))
+    provenance = _provenance(config, wanted)
+    store.write(
+        "report.html",
+        write_report(findings, lines, timings=timings, provenance=provenance),
+    )
+    store.write(PROVENANCE, json.dumps(provenance, sort_keys=True, indent=1))
+
+
+def _compute(
+    config: Config,
+    problem: Problem | None,
+    store: Store,
+    units: tuple[Unit, ...],
+    done: set[str],
+    jobs: int | None,
+    executor: Callable[[], Executor] | None,
+    *,
+    progress: bool,
+) -> None:
+    from tqdm import tqdm
+
+    wanted = [unit for unit in units if unit.name not in done]
+    jobs = jobs or len(os.sched_getaffinity(0))
+    if jobs < 1:
+        raise InvalidInputError(f"jobs is {jobs}; use at least 1.")
+    with tqdm(
+        total=round(sum(unit.weight for unit in wanted)),
+        desc=f"study of {config.task}",
+        unit="step",
+        unit_scale=True,
+        disable=not progress,
+        file=sys.stderr,
+        smoothing=0.05,
+    ) as bar:
+        run_units(
+            units,
+            functools.partial(
+                compute, config=config, folder=store.folder.resolve(), problem=problem
+            ),
+            done=done,
+            make_executor=executor
+            or functools.partial(process_pool, min(jobs, max(1, len(wanted)))),
+            on_done=lambda unit: bar.update(round(unit.weight)),
+        )
+
+
+def _all_files(store: Store) -> bool:
+    names = ("results.csv", "timings.csv", "ledger.csv", "report.html", "config.toml")
+    return all((store.folder / name).exists() for name in names)
+
+
+def _provenance(config: Config, wanted: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "fingerprint": dict(wanted),
+        "complete": True,
+        "versions": {
+            "dynprune": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "device": config.device,
+        "host": platform.machine(),
+        "system": platform.system(),
+        "threads_per_unit": 1,
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+
+
+def _check_device(config: Config) -> None:
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InvalidInputError(
+            f"Device {config.device!r} was asked for, but torch sees no CUDA device. "
+            "Use --device cpu, or install a CUDA build of torch."
+        )
+
+
+def _silent(line: str) -> None:
+    del line

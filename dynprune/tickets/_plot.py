@@ -1,0 +1,31 @@
+"""Draw the density of each layer of a ticket."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def plot(layer_densities: Mapping[str, float], density: float, ax: Any = None) -> Any:
+    """Draw horizontal bars, one per layer, and the total density.
+
+    Args:
+        layer_densities: Layer to density.
+        density: Of the whole ticket.
+        ax: Matplotlib axes, or None for new ones.
+
+    Returns:
+        The axes.
+    """
+    if ax is None:
+        from matplotlib.figure import Figure
+
+        height = 1.2 + 0.25 * len(layer_densities)
+        ax = Figure(figsize=(6, height), layout="constrained").subplots()
+    names = list(layer_densities)
+    ax.barh(names, [layer_densities[name] for name in names], color="tab:blue")
+    ax.axvline(density, color="black", linestyle="--", label=f"all: {density:.3g}")
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("density (kept / prunable weights)")
+    ax.set_ylabel("layer")
+    ax.legend()
+    return ax

@@ -1,0 +1,81 @@
+"""Bridge to ``torch.nn.utils.prune``: masks in the graph of a user's model."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from dynprune.core import InvalidInputError
+from dynprune.tickets._apply import check_masks
+
+_ORIGINAL, _MASK = "_orig", "_mask"
+_PRUNABLE = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+def reparametrise(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Put masks on a model's weights with ``custom_from_mask``, tied ones everywhere.
+
+    Args:
+        model: The user's model; it is changed.
+        masks: Parameter name to boolean tensor.
+    """
+    check_masks(masks.items(), model)
+    named = dict(model.named_parameters())
+    wanted = {id(named[name]): mask for name, mask in masks.items()}
+    places = [
+        (module, attribute, wanted[id(part)], part.device)
+        for module in model.modules()
+        for attribute, part in module.named_parameters(recurse=False)
+        if id(part) in wanted
+    ]
+    for module, attribute, mask, device in places:
+        prune.custom_from_mask(module, attribute, mask.to(device))
+
+
+def read(
+    model: nn.Module,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Read masks, state and buffers of a model pruned with ``torch.nn.utils.prune``.
+
+    Args:
+        model: The user's model.
+
+    Returns:
+        Masks of pruned tensors and of every Linear or Conv weight, the parameters
+        before masking, and the buffers that are no masks.
+
+    Raises:
+        InvalidInputError: If nothing of the model is pruned that way.
+    """
+    masks: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    found = set()
+    for prefix, module in model.named_modules():
+        start = f"{prefix}." if prefix else ""
+        buffers = dict(module.named_buffers(recurse=False))
+        for attribute, part in module.named_parameters(recurse=False):
+            plain = attribute.removesuffix(_ORIGINAL)
+            mask = buffers.get(plain + _MASK) if plain != attribute else None
+            if mask is not None:
+                found.add(start + plain + _MASK)
+            if id(part) in seen:
+                continue
+            seen.add(id(part))
+            name = start + (attribute if mask is None else plain)
+            state[name] = part.detach()
+            if mask is not None:
+                masks[name] = mask != 0
+            elif attribute == "weight" and isinstance(module, _PRUNABLE):
+                masks[name] = torch.ones_like(part, dtype=torch.bool)
+    if not found:
+        raise InvalidInputError(
+            "No tensor of the model is pruned with torch.nn.utils.prune (no "
+            f"'*{_MASK}' buffer beside a '*{_ORIGINAL}' parameter). Prune it first, or "
+            "use Ticket.make."
+        )
+    others = {
+        name: part.detach() for name, part in model.named_buffers() if name not in found
+    }
+    return masks, state, others

@@ -1,0 +1,243 @@
+import copy
+
+import pytest
+import torch
+from problems import classes, small_net
+from torch import nn
+
+from dynprune.core import Cost, InvalidInputError, cite
+from dynprune.pruning import IMPRun, imp, kept_count, magnitude
+from dynprune.system import GradientSystem
+from dynprune.training import Recipe
+
+CE = nn.functional.cross_entropy
+DENSITIES = (1.0, 0.7, 0.4, 0.1)
+
+
+def momentum(parameters):
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-2)
+
+
+def recipe(**kwargs) -> Recipe:
+    return Recipe(momentum, **({"steps": 6, "batch_size": 8} | kwargs))
+
+
+def norm_net() -> nn.Sequential:
+    make = torch.Generator().manual_seed(1)
+    net = nn.Sequential(
+        nn.Linear(3, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)
+    ).double()
+    with torch.no_grad():
+        for part in net.parameters():
+            part.copy_(torch.randn(part.shape, generator=make, dtype=part.dtype))
+    return net
+
+
+def problem(net=None):
+    model = net or small_net()
+    return model, GradientSystem(model, CE, classes(20, 3, 3))
+
+
+def same(a: dict, b: dict) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def check_nested(run, size, densities=DENSITIES):
+    for n, (ticket, level) in enumerate(zip(run.tickets, run.levels, strict=True)):
+        assert ticket.kept == kept_count(densities[n], size)
+        assert level.density == ticket.density
+        assert level.level == n
+        for name, mask in ticket.masks.items():
+            assert not level.state[name][~mask].any()
+            if n:
+                assert not (mask & ~run.tickets[n - 1].masks[name]).any()
+
+
+def test_original_rewinds_to_the_initial_state(untouched):
+    model, system = problem()
+    before = copy.deepcopy(model.state_dict())
+    with untouched():
+        run = imp(system, densities=DENSITIES, train=recipe(), seed=2)
+    check_nested(run, 24)
+    for ticket in run.tickets:
+        assert same(ticket.state, dict(model.named_parameters()))
+    assert same(dict(model.state_dict()), dict(before))
+
+
+@pytest.mark.parametrize("make", [small_net, norm_net], ids=["plain", "batch norm"])
+def test_late_rewinding_returns_to_state_and_buffers_of_step_k(make):
+    model, system = problem(make())
+    run = imp(system, densities=DENSITIES, rewind_step=4, train=recipe(), seed=2)
+    dense = recipe()(system, seed=2, stop_step=4)
+    named, size = system.unflatten(dense.state), run.tickets[0].prunable_size
+    check_nested(run, size)
+    assert not torch.equal(named["0.weight"], model[0].weight)
+    for ticket in run.tickets:
+        assert same(ticket.state, named)
+        assert same(ticket.buffers, dense.buffers)
+
+
+@pytest.mark.parametrize("rewind_step", [0, 4])
+def test_levels_are_the_loop_written_by_hand(rewind_step):
+    _, system = problem()
+    run = imp(
+        system, densities=DENSITIES, rewind_step=rewind_step, train=recipe(), seed=2
+    )
+    train, start = recipe(), system.with_state(system.state)
+    if rewind_step:
+        start = system.with_state(train(system, seed=2, stop_step=rewind_step).state)
+    masks, trained = None, None
+    for n, density in enumerate(DENSITIES):
+        at = start if masks is None else start.with_mask(masks)
+        if n:
+            ticket = magnitude(at, density=density, state=trained)
+            masks = ticket.masks
+            at = start.with_mask(masks)
+            assert same(run.tickets[n].masks, masks)
+        found = train(at, seed=2, start_step=rewind_step)
+        trained = at.unflatten(found.state)
+        assert same(run.levels[n].state, trained)
+
+
+def test_cost_adds_up():
+    _, system = problem()
+    run = imp(system, densities=DENSITIES, rewind_step=2, train=recipe(), seed=0)
+    # 20 examples in batches 8, 8, 4: steps 0-1 read 16, steps 2-5 read 4 + 20
+    pre, level = Cost(gradients=0.8, steps=2), Cost(gradients=1.2, steps=4)
+    for n, (ticket, trained) in enumerate(zip(run.tickets, run.levels, strict=True)):
+        assert trained.cost.gradients == pytest.approx(level.gradients, rel=1e-12)
+        assert ticket.cost.gradients == pytest.approx(0.8 + 1.2 * n, rel=1e-12)
+        assert (trained.cost.steps, ticket.cost.steps) == (4, pre.steps + 4 * n)
+    assert run.cost.steps == 2 + 4 * 4
+
+
+def test_layer_scope_prunes_each_layer():
+    _, system = problem()
+    run = imp(system, densities=(1.0, 0.5, 0.25), train=recipe(), scope="layer")
+    for ticket, density in zip(run.tickets, (1.0, 0.5, 0.25), strict=True):
+        counts = [int(mask.sum()) for mask in ticket.masks.values()]
+        assert counts == [kept_count(density, 12), kept_count(density, 12)]
+
+
+def test_buffers_of_batch_norm_are_rewound_and_trained():
+    model, system = problem(norm_net())
+    run = imp(system, densities=(1.0, 0.5), train=recipe())
+    for ticket, level in zip(run.tickets, run.levels, strict=True):
+        assert same(ticket.buffers, dict(model.named_buffers()))
+        assert int(level.buffers["1.num_batches_tracked"]) == 6
+
+
+def test_tied_weights_are_counted_once():
+    model = small_net(widths=(3, 3, 3))
+    model[2].weight = model[0].weight
+    _, system = problem(model)
+    run = imp(system, densities=(1.0, 0.5), train=recipe())
+    assert run.tickets[1].kept == kept_count(0.5, 9)
+    run.tickets[1].apply_(model)
+    assert int((model[2].weight != 0).sum()) == kept_count(0.5, 9)
+
+
+def test_frozen_parameters_come_along():
+    model = small_net()
+    model[0].requires_grad_(False)
+    _, system = problem(model)
+    run = imp(system, densities=(1.0, 0.5), train=recipe())
+    assert list(run.levels[1].state) == [name for name, _ in model.named_parameters()]
+    assert torch.equal(run.levels[1].state["0.weight"], model[0].weight)
+    run.tickets[1].apply_(model)
+
+
+def test_callback_sees_every_level():
+    _, system = problem()
+    seen = []
+    run = imp(
+        system,
+        densities=DENSITIES,
+        train=recipe(),
+        after_level=lambda ticket, level, found: seen.append((
+            ticket.kept,
+            level.level,
+            found.cost.steps,
+        )),
+    )
+    assert seen == [(t.kept, n, 6) for n, t in enumerate(run.tickets)]
+
+
+def test_round_trip_through_a_file(tmp_path):
+    _, system = problem(norm_net())
+    run = imp(system, densities=(1.0, 0.5), rewind_step=1, train=recipe(), seed=3)
+    run.save(tmp_path / "a")
+    found = IMPRun.load(tmp_path / "a")
+    assert found.provenance == run.provenance
+    for a, b in zip(found.tickets, run.tickets, strict=True):
+        assert same(a.masks, b.masks)
+        assert same(a.state, b.state)
+        assert same(a.buffers, b.buffers)
+        assert (a.cost, a.provenance) == (b.cost, b.provenance)
+    for a, b in zip(found.levels, run.levels, strict=True):
+        assert same(a.state, b.state)
+        assert same(a.buffers, b.buffers)
+        assert (a.cost, a.density, a.level) == (b.cost, b.density, b.level)
+    found.save(tmp_path / "b")
+    raw = (tmp_path / "a").read_bytes()
+    assert raw == (tmp_path / "b").read_bytes()
+    (tmp_path / "b").write_bytes(raw[:-5])
+    with pytest.raises(InvalidInputError, match="truncated"):
+        IMPRun.load(tmp_path / "b")
+    run.tickets[0].save(tmp_path / "c")
+    with pytest.raises(InvalidInputError, match="'ticket', not an IMP run"):
+        IMPRun.load(tmp_path / "c")
+
+
+def test_says_what_it_is():
+    _, system = problem()
+    run = imp(system, densities=(1.0, 0.5), train=recipe(), rewind_step=1)
+    assert len(run.summary().splitlines()) == 5
+    assert "\n" not in repr(run) + repr(run.levels[0])
+    assert list(run.to_frame()["kept"]) == [24, 12]
+    assert run.plot().get_xlabel() == "level"
+    assert "Linear Mode Connectivity" in cite(run)
+
+
+@pytest.mark.parametrize(
+    ("densities", "says"),
+    [
+        ((), "start at nothing"),
+        ((0.5, 0.2), r"start at 0\.5"),
+        ((1.0, 0.5, 0.5), r"Density 0\.5 follows 0\.5"),
+        ((1.0, 0.2, 0.5), r"Density 0\.5 follows 0\.2"),
+        ((1.0, 0.0), r"density of 0\.0"),
+        ((1.0, float("nan")), "density of nan"),
+    ],
+    ids=["none", "not dense", "equal", "increasing", "zero", "nan"],
+)
+def test_wrong_densities_are_refused(densities, says):
+    with pytest.raises(InvalidInputError, match=says):
+        imp(problem()[1], densities=densities, train=recipe())
+
+
+def test_wrong_arguments_are_refused():
+    model, system = problem()
+    with pytest.raises(InvalidInputError, match="rewind_step is -1"):
+        imp(system, densities=(1.0, 0.5), train=recipe(), rewind_step=-1)
+    with pytest.raises(InvalidInputError, match="scope is 'net'"):
+        imp(system, densities=(1.0, 0.5), train=recipe(), scope="net")
+    masked = system.with_ticket(magnitude(system, density=0.5))
+    with pytest.raises(InvalidInputError, match="12 weights of the system are already"):
+        imp(masked, densities=(1.0, 0.5), train=recipe())
+    biases = GradientSystem(model, CE, system.data, parameters="*.bias")
+    with pytest.raises(InvalidInputError, match="no prunable weight"):
+        imp(biases, densities=(1.0, 0.5), train=recipe())
+
+
+def test_trained_weights_that_are_not_finite_are_refused():
+    _, system = problem()
+    good = recipe()
+
+    def broken(at, **kwargs):
+        run = good(at, **kwargs)
+        object.__setattr__(run, "state", run.state * float("nan"))
+        return run
+
+    with pytest.raises(InvalidInputError, match="are NaN or infinite"):
+        imp(system, densities=(1.0, 0.5), train=broken)

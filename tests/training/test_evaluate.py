@@ -1,0 +1,195 @@
+"""Means over a split are exact, whatever the batches are."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from dynprune.core import InvalidInputError, isolated
+from dynprune.system import GradientSystem
+from dynprune.training import evaluate, train
+
+Data = tuple[Tensor, Tensor]
+
+
+def close(outputs: Tensor, targets: Tensor) -> Tensor:
+    return ((outputs - targets).abs() < 1).float().reshape(-1)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """What evaluate needs of a problem."""
+
+    make: Callable[[], nn.Module]
+    data: Any
+    loss_fn: Any = nn.functional.mse_loss
+    metric: Any = close
+    batch_loss: Any = None
+    batch_weight: Any = None
+
+    def model(self, seed: int) -> nn.Module:
+        with isolated(seed):
+            return self.make()
+
+    def split(self, name: str) -> Any:
+        return {"train": None, "validation": self.data, "test": self.data}[name]
+
+
+@pytest.fixture
+def toy(make_net: Callable[[], nn.Module], data: Data) -> Toy:
+    return Toy(make_net, data)
+
+
+@pytest.mark.parametrize("sizes", [(22,), (11, 11), (21, 1), (5, 15, 2)], ids=str)
+def test_the_means_do_not_depend_on_the_batches(
+    toy: Toy, data: Data, sizes: tuple[int, ...]
+) -> None:
+    net = toy.model(0)
+    x, y = data
+    outputs = copy.deepcopy(net).eval()(x).detach()
+    loss = float(((outputs - y) ** 2).mean())
+    batches = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    found = evaluate(net, Toy(toy.make, batches), "test")
+    # 22 squares and 22 hits, summed in other orders
+    assert found.loss == pytest.approx(loss, rel=1e-13)
+    hits = float(close(outputs, y).double().mean())
+    assert found.metric == pytest.approx(hits, rel=1e-13)
+    assert found.examples == 22
+    assert len(found.summary().splitlines()) == 3
+
+
+def test_resident_data_are_read_in_parts(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = toy.model(0)
+    whole = evaluate(net, toy)
+    monkeypatch.setattr("dynprune.training._evaluate._AT_ONCE", 7)
+    parts = evaluate(net, toy)
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-13)
+    assert parts.metric == pytest.approx(whole.metric, rel=1e-13)
+
+
+def test_a_state_a_run_and_a_model_agree(toy: Toy, data: Data) -> None:
+    mask = {"0.weight": torch.arange(24).reshape(8, 3) % 3 != 0}
+    system = GradientSystem(toy.model(1), toy.loss_fn, data, mask=mask)
+    run = train(
+        system,
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        steps=9,
+        batch_size=6,
+    )
+    net = toy.model(2)
+    run.apply_(net)
+    truth = evaluate(net, toy)
+    full = system.with_mask({}).flatten(run.parameters)
+    given = {"buffers": run.buffers}
+    assert evaluate(run, toy) == truth
+    assert evaluate(run.parameters, toy, **given) == truth
+    assert evaluate(full, toy, **given) == truth
+    masked = evaluate(run.state, toy, coordinates=system.coordinates, **given)
+    assert masked == truth
+    at_init = evaluate(run.state, toy, coordinates=system.coordinates)
+    assert at_init.loss != truth.loss  # the running statistics count
+    with_l2 = system.with_state(run.state, buffers=run.buffers)
+    assert truth.loss == pytest.approx(float(with_l2.loss()), rel=1e-12)
+
+
+def test_evaluation_leaves_the_user_alone(
+    toy: Toy, data: Data, untouched: Callable[[], Any]
+) -> None:
+    net = toy.model(0).train()
+    net[0].eval()
+    source = torch.Generator().manual_seed(3)
+    loader = DataLoader(TensorDataset(*data), 5, shuffle=True, generator=source)
+    before = copy.deepcopy(net.state_dict())
+    modes, position = [part.training for part in net.modules()], source.get_state()
+    with untouched():
+        evaluate(net, loader, loss_fn=nn.functional.mse_loss)
+        with pytest.raises(ZeroDivisionError, match="stop"):
+            evaluate(net, data, loss_fn=stop)
+    assert [part.training for part in net.modules()] == modes
+    assert all(
+        torch.equal(part, before[name]) for name, part in net.state_dict().items()
+    )
+    assert net[0].weight.requires_grad
+    assert torch.equal(source.get_state(), position)
+
+
+def stop(outputs: Tensor, targets: Tensor) -> Tensor:
+    raise ZeroDivisionError("stop")
+
+
+def test_other_batches_are_weighted_by_the_problem(toy: Toy, data: Data) -> None:
+    x, y = data
+    batches = [{"x": x[:4], "y": y[:4]}, {"x": x[4:], "y": y[4:]}]
+
+    def batch_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return nn.functional.mse_loss(model(batch["x"]), batch["y"])
+
+    found = evaluate(
+        toy.model(0),
+        Toy(
+            toy.make,
+            batches,
+            loss_fn=None,
+            batch_loss=batch_loss,
+            batch_weight=lambda batch: len(batch["y"]) * 10.0,
+        ),
+    )
+    assert found.loss == pytest.approx(evaluate(toy.model(0), toy).loss, rel=1e-13)
+    assert found.examples == 220
+    assert found.metric != found.metric  # no outputs to measure
+
+
+def test_a_metric_per_token_is_a_mean_over_tokens() -> None:
+    x = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    batches = [(x[:2], x[:2]), (x[2:], x[2:])]
+    found = evaluate(
+        nn.Identity(),
+        batches,
+        loss_fn=nn.functional.mse_loss,
+        metric=lambda outputs, targets: outputs[outputs >= 0].reshape(-1),
+    )
+    assert found.metric == 0.5
+    scalar = evaluate(
+        nn.Identity(),
+        batches,
+        loss_fn=nn.functional.mse_loss,
+        metric=lambda outputs, targets: outputs.mean(),
+    )
+    assert scalar.metric == pytest.approx(0.5, rel=1e-15)
+
+
+def test_what_cannot_be_evaluated_is_refused(toy: Toy, data: Data) -> None:
+    net = toy.model(0)
+    with pytest.raises(InvalidInputError, match="without a loss"):
+        evaluate(net, data)
+    with pytest.raises(InvalidInputError, match="no model for it"):
+        evaluate(torch.zeros(3), data, loss_fn=toy.loss_fn)
+    with pytest.raises(InvalidInputError, match="holds no batch"):
+        evaluate(net, [], loss_fn=toy.loss_fn)
+    with pytest.raises(InvalidInputError, match="not a pair"):
+        evaluate(net, [data[0]], loss_fn=toy.loss_fn)
+    with pytest.raises(InvalidInputError, match="only once"):
+        evaluate(net, iter([data]), loss_fn=toy.loss_fn)
+    with pytest.raises(InvalidInputError, match="3 coordinates was given"):
+        evaluate(torch.zeros(3), toy)
+    with pytest.raises(InvalidInputError, match=r"'w' of shape \(1,\).*no such"):
+        evaluate({"w": torch.zeros(1)}, toy)
+    run = train(
+        GradientSystem(net, toy.loss_fn, data),
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        steps=1,
+    )
+    other = nn.Sequential(nn.Linear(3, 8))
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(InvalidInputError, match=r"'1.weight'|'1.running_mean'|'4"):
+        run.apply_(other)
+    assert all(
+        torch.equal(part, before[name]) for name, part in other.state_dict().items()
+    )
