@@ -119,9 +119,9 @@ def cone_condition(
               - \lambda_{\max}(\Pi_P H(\theta) \Pi_P |_{\operatorname{ran} \Pi_P}) > 0
 
     with :math:`U_Q` the k sharpest eigenvectors at :math:`\theta_*` and
-    :math:`\Pi_P = I - U_Q U_Q^\top`. For the difference of two orbits, q its fast and p
-    its slow part, :math:`\tfrac12 (|q|^2 - |p|^2)' = -q \cdot \bar H q + p \cdot \bar H p`
-    exactly, with the Hessian averaged between them: if b > 0 on a convex region, cones
+    :math:`\Pi_P = I - U_Q U_Q^\top`. For the difference of two orbits, q its fast
+    and p its slow part, :math:`\tfrac12 (|q|^2 - |p|^2)' = -q \cdot \bar H q + p \cdot
+    \bar H p` exactly, with the Hessian averaged between them: if b > 0 on a convex region, cones
     are invariant there, the manifold is unique and Lip Φ <= 1. Existence is not
     claimed. The second eigenvalue is found by Lanczos inside the complement; a Ritz
     value bounds it from below, so b is sampled from above and a failure is certain.
@@ -198,8 +198,8 @@ def step_condition(
 ) -> ConditionCheck:
     r"""Test the gap condition of gradient descent's multipliers (C4).
 
-    .. math:: \min_{\text{slow}} |1 - \eta\lambda| - \max_{\text{fast}} |1 - \eta\lambda|
-              > 2 \eta L_r
+    .. math:: \min_{\text{slow}} |1 - \eta\lambda|
+              - \max_{\text{fast}} |1 - \eta\lambda| > 2 \eta L_r
 
     with the k directions of *smallest* :math:`|1 - \eta\lambda|` fast and all others
     slow: beyond :math:`\eta\lambda = 1` sharp directions become slow, and at
@@ -229,9 +229,8 @@ def step_condition(
         >>> from dynprune.operators import MatrixOperator
         >>> from dynprune.spectral import eigenpairs
         >>> op = MatrixOperator(torch.diag(torch.tensor([5.0, 4.0, 1.0, 0.5])))
-        >>> found = step_condition(
-        ...     eigenpairs(op, 4), n_fast=2, learning_rate=0.2, lipschitz=0.0, radius=1.0
-        ... )
+        >>> rule = {"learning_rate": 0.2, "lipschitz": 0.0, "radius": 1.0}
+        >>> found = step_condition(eigenpairs(op, 4), n_fast=2, **rule)
         >>> round(found.margin, 6), found.verdict
         (0.6, 'not refuted')
     """

@@ -83,7 +83,7 @@ def prune(
     Source:
         Zhang et al., *Validating the Lottery Ticket Hypothesis with Inertial Manifold
         Theory*, NeurIPS 2021; the score is a reconstruction, not as published.
-    """  # noqa: DOC502 - raised by what it calls
+    """  # noqa: DOC501, DOC502 - raised by what it calls
     if score not in SCORES:
         raise unknown("score", score, SCORES)
     if rewind not in {"initial", "transient"}:
@@ -125,8 +125,8 @@ def prune(
 def _check_same(system: GradientSystem, report: ManifoldReport) -> None:
     if (report.coordinates.names, report.size) != (system.names, system.size):
         raise InvalidInputError(
-            f"The report is of {report.size} coordinates, the system has {system.size}. "
-            "Pass a report that analyse() made of this system."
+            f"The report is of {report.size} coordinates, the system has "
+            f"{system.size}. Pass a report that analyse() made of this system."
         )
 
 

@@ -23,6 +23,7 @@ def leverage(vectors: Tensor) -> Tensor:
         Leverages, shape ``(P,)``.
 
     Example:
+        >>> import torch
         >>> leverage(torch.tensor([[1.0], [0.0]]))
         tensor([1., 0.])
     """
@@ -45,6 +46,7 @@ def participation_density(vectors: Tensor) -> float:
         A fraction of all P coordinates, biases included.
 
     Example:
+        >>> import torch
         >>> participation_density(torch.eye(4)[:, :2])
         0.5
     """
@@ -80,7 +82,7 @@ def leverage_scores(
 
     Raises:
         InvalidInputError: If the score is unknown or there are fewer than k pairs.
-    """
+    """  # noqa: DOC501 - unknown() makes one
     if score not in SCORES:
         raise unknown("score", score, SCORES)
     if not 1 <= n_fast <= len(pairs):

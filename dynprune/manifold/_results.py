@@ -348,7 +348,7 @@ class ManifoldReport:
 
 
 def _value(pairs: Eigenpairs, k: int) -> float:
-    return float(pairs.values[k - 1])
+    return float(pairs.values[k - 1])  # noqa: PD011 - no frame
 
 
 def _gap_line(report: ManifoldReport) -> str:

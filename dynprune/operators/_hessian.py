@@ -146,8 +146,9 @@ class HessianOperator(AbstractOperator):
                 gradient = torch.zeros_like(theta)
         if not bool(torch.isfinite(gradient.detach()).all()):
             raise InvalidInputError(
-                f"The gradient is not finite at this state (loss {float(value.detach())}). "
-                "Check the state; a diverged run has no Hessian."
+                f"The gradient is not finite at this state (loss "
+                f"{float(value.detach())}). Check the state; a diverged run has no "
+                "Hessian."
             )
         share = self._system.weight(batch) / self._system.examples
         return (theta, gradient, share), sum(held.values())

@@ -52,6 +52,11 @@ def exponents(observables: Tensor, densities: Tensor) -> LogSlopes:
     coefficient. Works for any schedule of densities. A level at which a group has no
     survivors (M = 0) is left out of that group's fit, of that seed only.
 
+    Shares sum to one, so local slopes and curvatures at any density obey
+    :math:`\sum_i M_i (\sigma_i^2 + 2 q_i) = 0`: away from a fixed point the exponents of
+    shares cannot all be constant, whatever the network does. Sums of magnitudes
+    (absolute) are free of that.
+
     Args:
         observables: Shares or sums, shape ``(S, R, G)`` or ``(R, G)``; not negative.
         densities: Density of each level, shape ``(R,)``, in (0, 1], strictly

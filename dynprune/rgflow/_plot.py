@@ -55,11 +55,25 @@ def plot_flow(flow: "RGFlow", ax: "Axes | None") -> "Axes":
     ax.legend(handles=handles, fontsize="small", ncols=2)
     ax.set_xscale("log")
     ax.set_yscale("log")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(_plain)
+        axis.set_minor_formatter(_minor)
     ax.set_xlabel("1 / density")
     what = {"share": "share of", "absolute": "sum of"}[flow.normalisation]
     ax.set_ylabel(f"{what} {'|w|' if flow.magnitude == 'L1' else 'w²'}")
     ax.set_title(f"Flow over IMP levels, {flow.stage} pruning (mean ± se of seeds)")
     return ax
+
+
+def _plain(value: float, position: int | None = None) -> str:
+    del position
+    return f"{value:g}"
+
+
+def _minor(value: float, position: int | None = None) -> str:
+    # Two labels between powers of ten: few enough for phones.
+    digit = f"{value:e}"[0] if value > 0 else "0"
+    return _plain(value, position) if digit in {"2", "5"} else ""
 
 
 def _draw(

@@ -186,7 +186,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 0.1,
         "steps": 5500,
         "batch_size": 60,
-        "hessian_examples": 4096,
+        "hessian_examples": 1024,
         "k_max": 15,
         "seeds": 3,
     },
@@ -263,22 +263,23 @@ def parse_config(text: str) -> Config:
 def _coerce(name: str, value: Any) -> Any:
     kind = Config.__dataclass_fields__[name].type
     try:
-        if kind in {"tuple[float, ...]", tuple[float, ...]}:
+        if kind == tuple[float, ...]:
             return tuple(float(part) for part in value)
-        if kind in {"tuple[str, ...]", tuple[str, ...]}:
+        if kind == tuple[str, ...]:
             if isinstance(value, str):
                 raise TypeError
             return tuple(str(part) for part in value)
-        if kind in {"int", int} and (
-            isinstance(value, bool) or int(value) != float(value)
-        ):
+        if kind is int and (isinstance(value, bool) or int(value) != float(value)):
             raise TypeError
-        make = {"int": int, "float": float, "str": str}.get(str(kind), kind)
-        return make(value)
+        return {"int": int, "float": float}.get(_name(kind), str)(value)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"Config key {name!r} is {value!r}, expected {kind}. Correct the value."
+            f"Config key {name!r} is {value!r}, expected {_name(kind)}. Correct it."
         ) from error
+
+
+def _name(kind: Any) -> str:
+    return kind.__name__ if kind in {int, float, str} else str(kind)
 
 
 def _check_densities(densities: tuple[float, ...], compared: tuple[float, ...]) -> None:

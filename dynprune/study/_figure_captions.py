@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dynprune.study._figures_theory import FEW_GROUPS, MOST_GROUPS
 from dynprune.study._findings import Findings
 from dynprune.study._frames_pruning import HVP_IN_GRADIENTS, methods_of
 
@@ -166,21 +167,24 @@ def _flow(frame: "pd.DataFrame", findings: Findings) -> str:
         "pruning the trained dense network without retraining, and random pruning. "
         f"{over_seeds(int(frame['seeds'].max()), 'Geometric means')}"
     )
+    if groups > FEW_GROUPS:
+        text = text.replace("bars are", "bands are")
     if flow is not None and flow.normalisation != "share":
         text = text.replace("share of the network's", "sum of the")
-    if groups > 24:
-        text += f" The first 24 of {groups} layers are drawn; the flow has them all."
+    if groups > MOST_GROUPS:
+        text += f" The first {MOST_GROUPS} of {groups} layers are drawn; see the table."
     return text
 
 
 def _layers(frame: "pd.DataFrame", findings: Findings) -> str:
     del findings
+    names = list(dict.fromkeys(frame["layer"]))
     return (
         "The density of each layer of each method's tickets, at a few densities of the "
         "whole network (dashed line). Shuffled and re-initialised copies have their "
         "origin's layer densities by construction and are not drawn. "
         f"{over_seeds(int(frame['seeds'].max()))} Methods are moved apart a little "
-        "within each layer."
+        f"within each layer. The layers, input first: {', '.join(names)}."
     )
 
 

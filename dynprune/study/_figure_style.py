@@ -154,15 +154,22 @@ def label_of(method: str) -> str:
     return METHOD_STROKES[method].label if method in METHOD_STROKES else method
 
 
-def plain(text: str) -> str:
-    """Keep matplotlib from reading a user's name as mathematics.
+def short(name: str, *, most: int = 28) -> str:
+    """Write the name of a parameter so that it fits above a panel.
 
     Args:
-        text: A name.
+        name: Its name.
+        most: Characters that fit.
 
     Returns:
-        The name with its dollars escaped.
+        The end of the name, dollars escaped lest matplotlib reads mathematics.
+
+    Example:
+        >>> short("stage0.block1.conv2.weight")
+        'stage0.block1.conv2'
     """
+    text = name.removesuffix(".weight") or name
+    text = text if len(text) <= most else "…" + text[1 - most :]
     return text.replace("$", r"\$")
 
 
@@ -251,6 +258,7 @@ def with_intervals(
     stroke: Stroke,
     *,
     value: str,
+    caps: float = 2.0,
 ) -> Any:
     """Draw a series with its 95 % intervals as error bars.
 
@@ -260,6 +268,7 @@ def with_intervals(
         frame: The series' rows, with the columns ``value``, low and high.
         stroke: How it looks.
         value: Name of the column of values.
+        caps: Length of the caps in points; 0 where there are many bars.
 
     Returns:
         The artist, for a legend.
@@ -272,7 +281,7 @@ def with_intervals(
         x,
         y,
         yerr=bars,
-        capsize=2.0,
+        capsize=caps,
         elinewidth=1.0,
         **stroke.keywords,
         zorder=3 if stroke.width >= 2.0 else 2,

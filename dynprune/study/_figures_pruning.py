@@ -12,7 +12,7 @@ from dynprune.study._figure_style import (
     grid,
     legend_below,
     log_axis,
-    plain,
+    short,
     strokes_of,
     with_intervals,
 )
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 ZOOM_POINTS = 6.0
+FEW_LAYERS = 8
 
 
 def draw_accuracy(canvas: "Canvas", frame: "pd.DataFrame", look: Look) -> None:
@@ -108,7 +109,12 @@ def draw_layers(canvas: "Canvas", frame: "pd.DataFrame", look: Look) -> None:
                 c: 100 * rows[c] for c in ("layer_density", "low", "high")
             })
             handles[stroke.label] = with_intervals(
-                ax, x, percent, thin, value="layer_density"
+                ax,
+                x,
+                percent,
+                thin,
+                value="layer_density",
+                caps=2.0 if len(layers) <= FEW_LAYERS else 0.0,
             )
         whole = ax.axhline(100 * density, color="#555555", lw=1.0, ls="--")
         handles["the whole network"] = whole
@@ -129,11 +135,11 @@ def _layer_axes(
         log_axis(ax, "y", label="")
     else:  # a layer without survivors has no place on a logarithmic axis
         ax.set_ylim(-2, 105)
-    step = max(1, math.ceil(len(layers) / (10 if look.narrow else 8)))
-    shown = range(0, len(layers), step)
-    names = [plain(layers[i].removesuffix(".weight")) for i in shown]
-    crowded = sum(len(name) for name in names) > (38 if look.narrow else 24)
-    ax.set_xticks(list(shown), names, rotation=90 if crowded else 0)
+    names = [short(layer) for layer in layers]
+    if sum(len(name) for name in names) > (38 if look.narrow else 24):
+        names = [str(number) for number in range(1, len(layers) + 1)]
+    step = math.ceil(len(layers) / 12)
+    ax.set_xticks(range(0, len(layers), step), names[::step])
     ax.set_xlim(-0.5, len(layers) - 0.5)
     ax.set_xlabel("layer, input first")
 

@@ -18,7 +18,7 @@ from dynprune.study._figure_style import (
     grid,
     legend_below,
     log_axis,
-    plain,
+    short,
     strokes_of,
     with_intervals,
 )
@@ -40,6 +40,7 @@ FLOW_STROKES = {
     ),
 }
 MOST_GROUPS = 24
+FEW_GROUPS = 6  # more of them have bands: a page of bars is heavy
 
 
 def draw_spectrum(canvas: "Canvas", frame: "pd.DataFrame", look: Look) -> None:
@@ -193,7 +194,7 @@ def draw_example(canvas: "Canvas", frame: "pd.DataFrame", look: Look) -> None:
                 rows["step"], rows["value"], zorder=zorder, **keywords
             )
         _limit_to_truth(ax, there)
-        ax.set_title(plain(weight))
+        ax.set_title(short(weight))
         ax.set_ylabel("value of the weight" if look.narrow or ax is panels[0] else "")
         if look.narrow or ax in panels[-across:]:
             ax.set_xlabel("optimiser step")
@@ -309,9 +310,8 @@ def draw_flow(canvas: "Canvas", frame: "pd.DataFrame", look: Look) -> None:
             rows = there[there["series"] == name].dropna(subset=["share"])
             if len(rows):
                 x = (1.0 / rows["density"]).tolist()
-                handles[stroke.label] = with_intervals(
-                    ax, x, rows, stroke, value="share"
-                )
+                draw = with_intervals if len(groups) <= FEW_GROUPS else _with_band
+                handles[stroke.label] = draw(ax, x, rows, stroke, value="share")
         log_axis(ax, "y", label="share of magnitude" if i % across == 0 else "")
         bottom = look.narrow or i >= len(groups) - across
         log_axis(ax, "x", label="1 / density" if bottom else "")
@@ -319,8 +319,21 @@ def draw_flow(canvas: "Canvas", frame: "pd.DataFrame", look: Look) -> None:
     legend_below(canvas, handles, look, across=3)
 
 
+def _with_band(
+    ax: "Axes", x: list[float], rows: "pd.DataFrame", stroke: Stroke, *, value: str
+) -> Any:
+    there = rows[["low", "high"]].notna().all(axis=1).to_numpy()
+    ax.fill_between(
+        x, rows["low"], rows["high"], where=there, color=stroke.colour, alpha=0.15, lw=0
+    )
+    (line,) = ax.plot(
+        x, rows[value], color=stroke.colour, ls=stroke.line, lw=stroke.width
+    )
+    return line
+
+
 def _flow_title(group: str, rows: "pd.DataFrame") -> str:
-    lines = [plain(group)]
+    lines = [short(group)]
     for name, word in (("IMP", r"$\sigma$"), ("no retraining", r"$\sigma_{control}$")):
         there = rows[rows["series"] == name]
         if len(there):

@@ -194,8 +194,10 @@ def _gap(findings: Findings) -> str:
     counts = Counter(
         int(facts["n_fast"]) for facts in analyses if facts.get("n_fast") is not None
     )
-    kinds = [f"k = {k} ({n}×)" for k, n in sorted(counts.items())]
-    chosen = f" It separates {short_list(kinds)} fast modes." if kinds else ""
+    kinds = [
+        f"{k} in {n} seed{'' if n == 1 else 's'}" for k, n in sorted(counts.items())
+    ]
+    chosen = f" Fast modes above it: {short_list(kinds)}." if kinds else ""
     return (
         f"After {findings.config.transient} steps the Hessian's chosen spectral gap is "
         f"resolved in {resolved} of {len(analyses)} seeds.{chosen}"
@@ -236,14 +238,14 @@ def _flow(findings: Findings) -> str:
     words = ("relevant", "irrelevant", "marginal", "not testable")
     parts = [f"{counted[word]} {word}" for word in words if counted[word]]
     text = (
-        f"Under IMP as a renormalization-group flow, of {len(flow.groups)} layers "
-        f"{short_list(parts)}"
+        "Read as a renormalization-group flow, IMP makes of the network's "
+        f"{len(flow.groups)} layers {short_list(parts)}"
     )
     excess = flow.excess_classes
     if excess is not None:
         beyond = sum(word in {"relevant", "irrelevant"} for word in excess)
         text += (
-            f"; beyond what pruning without retraining gives by itself, {beyond} of "
-            "them scale differently"
+            f"; the exponents of {beyond} differ from those of pruning without "
+            "retraining by more than two standard errors"
         )
     return text + "."

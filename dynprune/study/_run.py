@@ -278,8 +278,12 @@ def _compute(
             done=done,
             make_executor=executor
             or functools.partial(process_pool, min(jobs, max(1, len(wanted)))),
-            on_done=lambda unit: bar.update(round(unit.weight)),
+            on_done=lambda unit: _advance(bar, unit),
         )
+
+
+def _advance(bar: Any, unit: Unit) -> None:
+    bar.update(round(unit.weight))
 
 
 def _all_files(store: Store) -> bool:

@@ -25,9 +25,7 @@ def problem_of(config: Config) -> Problem:
     Returns:
         The problem; the same object on a second call in one process.
     """
-    if config.data or (":" in config.model and "." in config.model.split(":")[0]):
-        return load_user(model=config.model, data=config.data, loss=config.loss)
-    return make(config.task, config.model or None)
+    return make(config.task, config.model, data=config.data, loss=config.loss)
 
 
 def seed_of(config: Config, purpose: str, seed: int, density: float = 1.0) -> int:
@@ -69,23 +67,20 @@ def system_of(problem: Problem, config: Config, seed: int) -> GradientSystem:
     )
 
 
-def hessian_system(system: GradientSystem, config: Config) -> GradientSystem:
-    """Restrict a system to the examples that Hessians are taken over.
+def hessian_data(system: GradientSystem, config: Config) -> Any:
+    """Return the examples that Hessians are taken over, where not all of them.
 
     Args:
         system: A system over the training split.
         config: The config.
 
     Returns:
-        The system over the first ``hessian_examples``, or all of them.
+        The first ``hessian_examples`` of resident data; None for the system's own.
     """
     if not config.hessian_examples or not is_resident(system.data):
-        return system
+        return None
     x, y = system.data
-    return system.with_data((
-        x[: config.hessian_examples],
-        y[: config.hessian_examples],
-    ))
+    return x[: config.hessian_examples], y[: config.hessian_examples]
 
 
 def placed(data: Any, config: Config) -> Any:
@@ -126,7 +121,11 @@ def _optimizer(config: Config, parameters: list[Tensor]) -> torch.optim.Optimize
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
     return torch.optim.SGD(
-        parameters, lr=rate, momentum=config.momentum, weight_decay=decay
+        parameters,
+        lr=rate,
+        momentum=config.momentum,
+        weight_decay=decay,
+        fused=parameters[0].device.type in {"cpu", "cuda"},
     )
 
 

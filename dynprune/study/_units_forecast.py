@@ -94,7 +94,7 @@ def _example(
     forecasts: dict[str, Tensor],
     steps: list[int],
 ) -> dict[str, Any]:
-    """Show three weights: those whose travel in the window has rank 0, 10 %, 50 %."""
+    # three weights: those whose travel in the window has rank 0, 10 % and 50 %
     travel = (window.snapshots[:, -1] - window.snapshots[:, 0]).abs()
     order = torch.sort(travel, descending=True, stable=True).indices
     rows = order[[0, len(order) // 10, len(order) // 2]]

@@ -9,14 +9,14 @@ from dynprune.core import InvalidInputError
 from dynprune.pruning import IMPRun, imp
 from dynprune.study._config import Config
 from dynprune.study._setup import (
-    hessian_system,
+    hessian_data,
     recipe_of,
     row_of,
     seed_of,
     system_of,
     train_ticket,
 )
-from dynprune.system import GradientSystem
+from dynprune.system import GradientSystem, is_resident
 from dynprune.tasks import Problem
 from dynprune.tickets import Ticket, reinitialise, shuffle
 
@@ -143,7 +143,7 @@ def _maker(
     folder: Path,
     system: GradientSystem,
 ) -> Callable[[float], Ticket]:
-    """Return density -> ticket for a method; what does not depend on it runs once."""
+    # density -> ticket; what does not depend on the density runs once, here
     if method.endswith("-shuffled"):
         origin = method.removesuffix("-shuffled")
         return lambda density: shuffle(
@@ -163,15 +163,19 @@ def _maker(
             system, density=density, state=dense.state, cost=dense.cost
         )
     if method == "manifold":
-        scores = manifold.prune  # replaced below by one analysis for all densities
-        return lambda density: scores(
-            hessian_system(system, config),
-            density=density,
+        report = manifold.analyse(
+            system,
+            k_max=config.k_max,
+            samples=0,
             optimizer=recipe_of(config).optimizer,
             transient=config.transient,
-            k_max=config.k_max,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size if is_resident(system.data) else None,
+            hessian_data=hessian_data(system, config),
             seed=seed_of(config, "order", seed),
+            warn=False,
+        )
+        return lambda density: manifold.prune(
+            system, density=density, report=report, warn=False
         )
     for baseline in pruning.BASELINES:
         if baseline.name == method:

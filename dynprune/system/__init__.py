@@ -1,7 +1,24 @@
 """Model + loss + data as θ' = −∇L(θ): coordinates, checks, determinism probe."""
 
-from dynprune.system._batches import BatchWeight, is_resident
+from dynprune.system._batches import (
+    BatchWeight,
+    check_data,
+    is_resident,
+    length,
+    read,
+    seeded_generators,
+)
 from dynprune.system._gradient_system import GradientSystem
 from dynprune.system._mean_loss import BatchLoss, LossFn
 
-__all__ = ["BatchLoss", "BatchWeight", "GradientSystem", "LossFn", "is_resident"]
+__all__ = [
+    "BatchLoss",
+    "BatchWeight",
+    "GradientSystem",
+    "LossFn",
+    "check_data",
+    "is_resident",
+    "length",
+    "read",
+    "seeded_generators",
+]

@@ -8,9 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.core import Coordinates, InvalidInputError, Provenance, isolated
-from dynprune.system import BatchLoss, BatchWeight, LossFn
-from dynprune.system._batches import check_data, length, read
-from dynprune.training._order import seeded_generators
+from dynprune.system import (
+    BatchLoss,
+    BatchWeight,
+    LossFn,
+    check_data,
+    length,
+    read,
+    seeded_generators,
+)
 from dynprune.training._results import Evaluation, Run
 
 Metric = Callable[[Any, Any], Tensor]

@@ -2,16 +2,15 @@
 
 import bisect
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sized
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Sized
+from contextlib import closing
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from dynprune.core import InvalidInputError, derive_seed, generator
-from dynprune.system import GradientSystem
+from dynprune.system import GradientSystem, seeded_generators
 
 _GATHERED_BYTES = 2**28
 
@@ -224,30 +223,3 @@ def _placed(part: Tensor, system: GradientSystem) -> Tensor:
     if part.is_floating_point():
         return part.to(device=system.device, dtype=system.dtype)
     return part.to(device=system.device)
-
-
-@contextmanager
-def seeded_generators(data: object, seed: int) -> Iterator[None]:
-    """Seed the generators that a user gave a loader, restore them after the block.
-
-    Args:
-        data: Anything; only a DataLoader has such generators.
-        seed: What they start from.
-
-    Yields:
-        Nothing.
-    """
-    parts: list[object] = []
-    if isinstance(data, DataLoader):
-        batcher = data.batch_sampler
-        parts = [data, data.sampler, batcher, getattr(batcher, "sampler", None)]
-    found = [getattr(part, "generator", None) for part in parts]
-    sources = [source for source in found if isinstance(source, torch.Generator)]
-    states = [source.get_state() for source in sources]
-    try:
-        for source in sources:
-            source.manual_seed(seed)
-        yield
-    finally:
-        for source, state in zip(sources, states, strict=True):
-            source.set_state(state)

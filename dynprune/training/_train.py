@@ -16,7 +16,7 @@ from dynprune.core import (
     isolated,
     track,
 )
-from dynprune.system import GradientSystem, is_resident
+from dynprune.system import GradientSystem, is_resident, seeded_generators
 from dynprune.training import _files
 from dynprune.training._checkpoint import Checkpoint, identify
 from dynprune.training._mover import Mover, OptimizerFactory, Schedule
@@ -25,7 +25,6 @@ from dynprune.training._order import (
     LoaderOrder,
     ResidentOrder,
     locate,
-    seeded_generators,
     stream,
 )
 from dynprune.training._progress import Progress

@@ -237,9 +237,8 @@ def test_bad_knobs_are_refused():
 
 def test_magnitude_of_own_and_of_trained_state():
     model, system = problem()
-    close(
-        magnitude_scores(system), {n: p.abs() for n, p in weights_of(model).items()}, 0
-    )
+    expected = {name: part.detach().abs() for name, part in weights_of(model).items()}
+    close(magnitude_scores(system), expected, 0.0)
     trained = {n: p.detach() * -2.0 for n, p in small_net(seed=5).named_parameters()}
     ticket = magnitude(system, density=0.5, state=trained, cost=Cost(gradients=7.0))
     flat = magnitude(system, density=0.5, state=system.flatten(trained))

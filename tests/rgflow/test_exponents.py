@@ -118,6 +118,19 @@ def test_fixed_point_distance_is_the_curvature_that_power_laws_would_give():
     )
 
 
+def test_shares_bend_by_minus_half_the_squared_distance():
+    # three levels close to density one: fitted slopes and curvatures are local ones
+    h = 1e-3
+    d = torch.tensor([h, 0.0, -h], dtype=torch.float64).sub(h).exp()
+    d = d / d[0]
+    sums = power_law(d.tolist(), [0.4, -0.3, 0.1], [0.2, 0.3, 0.5])
+    shares = sums / sums.sum(-1, keepdim=True)
+    found = rgflow.exponents(shares, d)
+    total = shares[1] * (found.exponents[0] ** 2 + 2 * found.quadratic[0])
+    assert abs(float(total.sum())) < 1e-6
+    assert float((shares[1] * found.exponents[0] ** 2).sum()) > 0.05
+
+
 def test_standard_error_over_seeds():
     values = torch.tensor([[1.0, 0.0], [3.0, 0.0], [5.0, 0.0]])
     mean, error = rgflow.over_seeds(values)

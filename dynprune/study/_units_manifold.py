@@ -1,0 +1,170 @@
+"""The unit that looks for a spectral gap after the transient and tests it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynprune import manifold
+from dynprune.core import InvalidInputError
+from dynprune.manifold import ConditionCheck, ManifoldReport
+from dynprune.study._config import Config
+from dynprune.study._setup import (
+    finite,
+    hessian_data,
+    recipe_of,
+    seed_of,
+    system_of,
+)
+from dynprune.system import GradientSystem
+from dynprune.tasks import Problem
+
+SPANS = {"10": 10, "100": 100, "all": 0}
+
+
+def manifold_unit(problem: Problem, config: Config, seed: int) -> dict[str, Any]:
+    """Split the dense system after the transient; test it at the radii travelled.
+
+    The radius of a span is the distance that the run really travels in it; the state
+    at its end is one of the sampled points.
+
+    Args:
+        problem: The problem.
+        config: The config.
+        seed: The study's seed.
+
+    Returns:
+        The facts.
+    """
+    system = system_of(problem, config, seed)
+    rate = config.learning_rate if _is_gradient_descent(config) else None
+    start = _state_at(system, config, seed, config.transient)
+    ends = {
+        name: _state_at(
+            system, config, seed, config.transient + span if span else config.steps
+        )
+        for name, span in SPANS.items()
+        if config.transient + span <= config.steps
+    }
+    report = manifold.analyse(
+        system,
+        k_max=config.k_max,
+        samples=config.samples,
+        learning_rate=rate,
+        state=start,
+        final_state=ends["all"],
+        final_steps=config.steps - config.transient,
+        hessian_data=hessian_data(system, config),
+        seed=seed_of(config, "manifold-analysis", seed),
+        warn=False,
+    )
+    seen = system.with_state(start)
+    data = hessian_data(system, config)
+    seen = seen if data is None else seen.with_data(data)
+    checks: list[dict[str, Any]] = []
+    if report.n_fast is not None:
+        for name, end in ends.items():
+            for check in _checks(seen, report, config, seed, end - start, rate):
+                checks.append({**check.to_dict(), "span": name})
+    return _facts(report, checks, rate)
+
+
+def _checks(
+    system: GradientSystem,
+    report: ManifoldReport,
+    config: Config,
+    seed: int,
+    travelled: Tensor,
+    rate: float | None,
+) -> list[ConditionCheck]:
+    # C1, C3 and C4 where the run went, and around it within the same radius
+    assert report.n_fast is not None
+    drawn = manifold.sample_displacements(
+        report.pairs,
+        radius=float(travelled.norm()),
+        samples=config.samples,
+        seed=seed_of(config, "manifold-samples", seed),
+    )
+    points = torch.cat([travelled[:, None], drawn.to(travelled)], dim=1)
+    centre = system.state
+    smooth = manifold.is_smooth(
+        manifold.difference_quotients(system, centre, travelled)
+    )
+    choices: dict[str, Any] = {
+        "n_fast": report.n_fast,
+        "displacements": points,
+        "smooth": smooth,
+        "seed": seed_of(config, "manifold-checks", seed),
+    }
+    c1 = manifold.gap_condition(system, centre, report.pairs, **choices)
+    found = [c1, manifold.cone_condition(system, centre, report.pairs, **choices)]
+    if rate is not None:
+        found.append(
+            manifold.step_condition(
+                report.pairs,
+                n_fast=report.n_fast,
+                learning_rate=rate,
+                lipschitz=c1.lipschitz,
+                radius=c1.radius,
+                smooth=smooth,
+            )
+        )
+    return found
+
+
+def _facts(
+    report: ManifoldReport, checks: list[dict[str, Any]], rate: float | None
+) -> dict[str, Any]:
+    found = report.gaps
+    return {
+        "values": report.pairs.values.tolist(),
+        "residual_norms": report.pairs.residual_norms.tolist(),
+        "enclosures": report.pairs.enclosures.tolist(),
+        "complete": report.pairs.complete,
+        "n_fast": report.n_fast,
+        "spectral_gap": finite(report.spectral_gap),
+        "relative_gap": finite(report.relative_gap),
+        "resolved": report.resolved,
+        "gaps": [
+            {
+                "n_fast": int(k),
+                "spectral_gap": finite(float(gap)),
+                "lower_bound": finite(float(low)),
+                "resolved": bool(resolved),
+            }
+            for k, gap, low, resolved in zip(
+                found.n_fast,
+                found.spectral_gap,
+                found.lower_bound,
+                found.resolved,
+                strict=True,
+            )
+        ],
+        "learning_rate": rate,
+        "sharpness_product": finite(report.sharpness_product),
+        "conditions": [
+            {key: value for key, value in check.items() if key != "margins"}
+            for check in checks
+        ],
+        "applicable": report.applicable,
+        "densities": report.densities,
+        "frozen_share": finite(report.frozen_share),
+        "freezing_product": finite(report.freezing_product),
+        "certified_k": report.certified_k,
+        "size": report.size,
+        "gradients": report.cost.gradients,
+        "hvps": report.cost.hvps + sum(check["matvecs"] for check in checks),
+    }
+
+
+def _state_at(system: GradientSystem, config: Config, seed: int, step: int) -> Tensor:
+    run = recipe_of(config)(system, seed=seed_of(config, "order", seed), stop_step=step)
+    if not bool(torch.isfinite(run.state).all()):
+        raise InvalidInputError(
+            f"The dense run diverged before step {step}. Lower learning_rate."
+        )
+    return run.state
+
+
+def _is_gradient_descent(config: Config) -> bool:
+    return config.optimizer == "sgd" and config.momentum == 0.0
