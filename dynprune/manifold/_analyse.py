@@ -213,7 +213,7 @@ def warn_if_failed(report: ManifoldReport) -> None:
         reasons.append("the manifold may lie outside the ball, or the gradient jumps")
     warnings.warn(
         f"certified k = 0 of {report.size}: {'; '.join(reasons)}. What follows uses "
-        "the theorem's idea, not the theorem; see report.summary(), or pass warn=False.",
+        "the theorem's idea, not the theorem. See report.summary(); warn=False is silent.",
         NumericalWarning,
         stacklevel=3,
     )
@@ -234,9 +234,8 @@ def _check(
         )
     if transient < 0 or (transient > 0 and optimizer is None):
         raise InvalidInputError(
-            f"transient={transient} steps with optimizer={optimizer}. Pass an "
-            "optimiser factory, e.g. lambda params: torch.optim.SGD(params, lr=0.1), or "
-            "transient=0."
+            f"transient={transient} steps with optimizer={optimizer}. Pass a factory, "
+            "e.g. lambda params: torch.optim.SGD(params, lr=0.1), or transient=0."
         )
     if transient and state is not None:
         raise InvalidInputError(

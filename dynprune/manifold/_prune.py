@@ -21,7 +21,7 @@ def prune(
     density: float,
     optimizer: OptimizerFactory | None = None,
     transient: int = 10,
-    score: Score = "leverage+",
+    score: Score = "curvature",
     k_max: int = 20,
     n_fast: int | None = None,
     batch_size: int | None = None,
@@ -42,10 +42,11 @@ def prune(
     The source does not publish its map from a gap to a mask: this one is a
     **reconstruction**. The theorem itself slaves k directions of P, a density of
     1 − k/P ≈ 1; a sparse mask needs the *freezing* reading: flat directions barely
-    move, so what must stay free is the fast subspace. The default
-    ``"leverage+"`` keeps the coordinates that hold most of it: they maximise
-    :math:`\|S U\|_F^2` over all masks S of the same size, exactly, without further
-    assumption. It was fixed by this argument before any accuracy was measured.
+    move, so what must stay free is the fast subspace. The default ``"curvature"``
+    keeps the weights whose removal costs most in it. Of the four scores it was chosen
+    by validation accuracy on the digits, densities .2, .1 and .05, seeds 100–102,
+    which no committed table uses: curvature .932, .849, .505; leverage− .883, .423,
+    .170; leverage+ .724, .284, .139; sharpness .647, .279, .134.
 
     Args:
         system: The system, at its initial state.
@@ -53,7 +54,7 @@ def prune(
         optimizer: Makes the optimiser of the transient; plain SGD with learning rate
             0.1 by default.
         transient: Optimiser steps before the spectrum is taken.
-        score: ``"leverage+"``, ``"leverage-"``, ``"sharpness"`` or ``"curvature"``.
+        score: ``"curvature"``, ``"leverage+"``, ``"leverage-"`` or ``"sharpness"``.
         k_max: Largest k considered.
         n_fast: Use this k instead of the rule's.
         batch_size: Of the transient; the trainer's default if None.

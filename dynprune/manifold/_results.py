@@ -229,7 +229,7 @@ class ManifoldReport:
             "participation": self.participation,
         }
 
-    def scores(self, score: Score = "leverage+") -> dict[str, Tensor]:
+    def scores(self, score: Score = "curvature") -> dict[str, Tensor]:
         """Return scores of every parameter by name; larger = keep.
 
         Args:

@@ -53,8 +53,8 @@ def exponents(observables: Tensor, densities: Tensor) -> LogSlopes:
     survivors (M = 0) is left out of that group's fit, of that seed only.
 
     Shares sum to one, so local slopes and curvatures at any density obey
-    :math:`\sum_i M_i (\sigma_i^2 + 2 q_i) = 0`: away from a fixed point the exponents of
-    shares cannot all be constant, whatever the network does. Sums of magnitudes
+    :math:`\sum_i M_i (\sigma_i^2 + 2 q_i) = 0`: away from a fixed point the exponents
+    of shares cannot all be constant, whatever the network does. Sums of magnitudes
     (absolute) are free of that.
 
     Args:

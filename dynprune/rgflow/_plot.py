@@ -65,14 +65,14 @@ def plot_flow(flow: "RGFlow", ax: "Axes | None") -> "Axes":
     return ax
 
 
-def _plain(value: float, position: int | None = None) -> str:
+def _plain(value: float, position: float) -> str:
     del position
     return f"{value:g}"
 
 
-def _minor(value: float, position: int | None = None) -> str:
+def _minor(value: float, position: float) -> str:
     # Two labels between powers of ten: few enough for phones.
-    digit = f"{value:e}"[0] if value > 0 else "0"
+    digit = f"{value:e}"[0]
     return _plain(value, position) if digit in {"2", "5"} else ""
 
 

@@ -6,13 +6,9 @@ from typing import final
 from dynprune.study._figure_captions import TITLES, caption_of, description_of
 from dynprune.study._figure_data import figure_data
 from dynprune.study._figure_style import NARROW, WIDE, Draw, render
+from dynprune.study._figures_forecast import draw_example, draw_forecast
 from dynprune.study._figures_pruning import draw_accuracy, draw_cost, draw_layers
-from dynprune.study._figures_theory import (
-    draw_example,
-    draw_flow,
-    draw_forecast,
-    draw_spectrum,
-)
+from dynprune.study._figures_theory import draw_flow, draw_spectrum
 from dynprune.study._findings import Findings
 
 _DRAW: dict[str, Draw] = {

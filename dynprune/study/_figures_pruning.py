@@ -4,16 +4,14 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
+from dynprune.study._figure_strokes import METHOD_STROKES, Stroke, strokes_of
 from dynprune.study._figure_style import (
-    METHOD_STROKES,
     Look,
-    Stroke,
     density_axis,
     grid,
     legend_below,
     log_axis,
     short,
-    strokes_of,
     with_intervals,
 )
 from dynprune.study._frames_pruning import methods_of

@@ -1,25 +1,24 @@
-"""Draw what the theories say: spectrum and gap, forecasts, flow."""
+"""Draw spectrum and gap, and the renormalization-group flow."""
 
-import math
 from typing import TYPE_CHECKING, Any
 
-from dynprune.study._figure_style import (
+from dynprune.study._figure_strokes import (
     BLACK,
     BLUE,
-    FORECAST_STROKES,
     GREEN,
     GREY,
     ORANGE,
     PURPLE,
     RED,
     SKY,
-    Look,
     Stroke,
+)
+from dynprune.study._figure_style import (
+    Look,
     grid,
     legend_below,
     log_axis,
     short,
-    strokes_of,
     with_intervals,
 )
 
@@ -163,134 +162,6 @@ def _stability_edge(ax: "Axes", frame: "pd.DataFrame") -> None:
         )
 
 
-def draw_example(canvas: "Canvas", frame: "pd.DataFrame", look: Look) -> None:
-    """Draw a few weights: the window, what they did, and each forecast.
-
-    Args:
-        canvas: Where.
-        frame: ``figure_data()["forecast-example"]``.
-        look: Which rendering.
-    """
-    weights = list(dict.fromkeys(frame["weight"]))
-    across = 3 if len(weights) % 3 == 0 else 2
-    height = 2.3 if look.narrow else 3.2
-    panels = grid(canvas, len(weights), look, across=across, height=height)
-    handles: dict[str, Any] = {}
-    start, stop = frame[["window_start", "window_stop"]].iloc[0]
-    for ax, weight in zip(panels, weights, strict=True):
-        there = frame[frame["weight"] == weight]
-        window = ax.axvspan(start, stop, color="#f0e4b8", lw=0, zorder=0)
-        handles["window of the fit"] = window
-        for name, stroke in strokes_of(
-            list(dict.fromkeys(there["series"])), FORECAST_STROKES
-        ):
-            rows = there[there["series"] == name]
-            rows = rows.iloc[:: max(1, len(rows) // 150)]
-            keywords = stroke.keywords | {"markersize": 4.5}
-            if len(rows) > 12:
-                keywords["marker"] = ""
-            zorder = 4 if name == "truth" else 3
-            (handles[stroke.label],) = ax.plot(
-                rows["step"], rows["value"], zorder=zorder, **keywords
-            )
-        _limit_to_truth(ax, there)
-        ax.set_title(short(weight))
-        ax.set_ylabel("value of the weight" if look.narrow or ax is panels[0] else "")
-        if look.narrow or ax in panels[-across:]:
-            ax.set_xlabel("optimiser step")
-    legend_below(canvas, handles, look)
-
-
-def _limit_to_truth(ax: "Axes", rows: "pd.DataFrame") -> None:
-    """Keep a diverging forecast from flattening everything else."""
-    truth = rows.loc[rows["series"] == "truth", "value"]
-    low, high = float(truth.min()), float(truth.max())
-    reach = max(high - low, 1e-9)
-    bottom, top = ax.get_ylim()
-    ax.set_ylim(max(bottom, low - 1.2 * reach), min(top, high + 1.2 * reach))
-
-
-def draw_forecast(canvas: "Canvas", frame: "pd.DataFrame", look: Look) -> None:
-    """Draw the errors of the forecasts against the horizon, and the bound.
-
-    Args:
-        canvas: Where.
-        frame: ``figure_data()["forecast-error"]``.
-        look: Which rendering.
-    """
-    parts = [
-        (quantity, draw)
-        for quantity, draw in (
-            ("error2growth", _draw_growth),
-            ("accuracy", _draw_points),
-            ("bound", _draw_bound),
-        )
-        if (frame["quantity"] == quantity).any()
-    ]
-    height = 2.9 if look.narrow else 3.5
-    panels = grid(canvas, len(parts), look, across=3, height=height)
-    handles: dict[str, Any] = {}
-    for ax, (quantity, draw) in zip(panels, parts, strict=True):
-        handles |= draw(ax, frame[frame["quantity"] == quantity])
-        horizons = sorted(frame["horizon"].unique())
-        ax.set_xscale("log")
-        ax.xaxis.minorticks_off()
-        ax.set_xticks(horizons, [f"{h:g}" for h in horizons])
-        ax.set_xlabel("horizon (optimiser steps)")
-    legend_below(canvas, handles, look)
-
-
-def _series(ax: "Axes", frame: "pd.DataFrame") -> dict[str, Any]:
-    handles = {}
-    strokes = strokes_of(list(dict.fromkeys(frame["series"])), FORECAST_STROKES)
-    for i, (name, stroke) in enumerate(strokes):
-        rows = frame[frame["series"] == name].sort_values("horizon")
-        shift = math.exp(0.16 * (i / len(strokes) - 0.5))
-        x = (rows["horizon"] * shift).tolist()
-        handles[stroke.label] = with_intervals(ax, x, rows, stroke, value="value")
-    return handles
-
-
-def _draw_growth(ax: "Axes", frame: "pd.DataFrame") -> dict[str, Any]:
-    handles = _series(ax, frame)
-    ax.axhline(1.0, color="#555555", lw=1.0, zorder=1)
-    low = max(float(frame["value"].min()) / 3, 1e-6)
-    high = min(float(frame["value"].max()) * 3, 1e6)
-    bottom, top = ax.get_ylim()
-    ax.set_ylim(max(bottom, low), min(top, high))
-    log_axis(ax, "y", label="error2growth (1 = staying put)")
-    ax.set_title("error of the weights")
-    return handles
-
-
-def _draw_points(ax: "Axes", frame: "pd.DataFrame") -> dict[str, Any]:
-    handles = _series(ax, frame)
-    ax.axhline(0.0, color="#555555", lw=1.0, zorder=1)
-    ax.set_ylabel("test accuracy − trained (points)")
-    ax.set_title("accuracy of the forecast")
-    return handles
-
-
-def _draw_bound(ax: "Axes", frame: "pd.DataFrame") -> dict[str, Any]:
-    handles = {}
-    for name, stroke in (
-        ("measured", Stroke(label="measured error", colour=BLACK, marker="o")),
-        (
-            "bound",
-            Stroke(
-                label="residual bound", colour=SKY, marker="v", line="-.", width=1.8
-            ),
-        ),
-    ):
-        rows = frame[frame["series"] == name].sort_values("horizon")
-        if len(rows):
-            x = rows["horizon"].tolist()
-            handles[stroke.label] = with_intervals(ax, x, rows, stroke, value="value")
-    log_axis(ax, "y", label="error (parameter 2-norm)")
-    ax.set_title("DMD (network): error and bound")
-    return handles
-
-
 def draw_flow(canvas: "Canvas", frame: "pd.DataFrame", look: Look) -> None:
     """Draw shares of magnitude against 1/density, log-log, a panel for each group.
 
@@ -312,7 +183,11 @@ def draw_flow(canvas: "Canvas", frame: "pd.DataFrame", look: Look) -> None:
                 x = (1.0 / rows["density"]).tolist()
                 draw = with_intervals if len(groups) <= FEW_GROUPS else _with_band
                 handles[stroke.label] = draw(ax, x, rows, stroke, value="share")
-        log_axis(ax, "y", label="share of magnitude" if i % across == 0 else "")
+        log_axis(
+            ax,
+            "y",
+            label="share of magnitude" if look.narrow or i % across == 0 else "",
+        )
         bottom = look.narrow or i >= len(groups) - across
         log_axis(ax, "x", label="1 / density" if bottom else "")
         ax.set_title(_flow_title(group, there), fontsize=look.size)

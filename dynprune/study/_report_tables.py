@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from dynprune.study._figure_style import label_of
+from dynprune.study._figure_strokes import label_of
 from dynprune.study._findings import Findings, LedgerLine
 from dynprune.study._frames_pruning import (
     chosen_densities,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dynprune.study._claims_koopman import FORECAST, horizon_of
 from dynprune.study._claims_lossless import lossless_density
 from dynprune.study._figure_captions import short_list
-from dynprune.study._figure_style import FORECAST_STROKES, label_of
+from dynprune.study._figure_strokes import FORECAST_STROKES, label_of
 from dynprune.study._findings import VERDICTS, Findings, LedgerLine
 from dynprune.study._frames_pruning import accuracy_frame, cost_in_gradients
 from dynprune.study._frames_theory import forecast_frame

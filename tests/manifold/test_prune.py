@@ -163,3 +163,18 @@ def test_a_report_of_another_system_is_refused():
     report = manifold.analyse(net_system(), k_max=3, samples=0)
     with pytest.raises(InvalidInputError, match="the system has 49"):
         manifold.prune(net_system(widths=(4, 5, 4)), density=0.5, report=report)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_gives_the_same_ticket():
+    x, y = problems.classes(40, 4, 4)
+    net = problems.small_net(widths=(4, 6, 4))
+    loss_fn = nn.functional.cross_entropy
+    here = manifold.prune(
+        GradientSystem(net, loss_fn, (x, y)), density=0.3, optimizer=gd, warn=False
+    )
+    system = GradientSystem(net.cuda(), loss_fn, (x.cuda(), y.cuda()))
+    there = manifold.prune(system, density=0.3, optimizer=gd, warn=False)
+    for name, mask in here.masks.items():
+        assert torch.equal(mask, there.masks[name].cpu())

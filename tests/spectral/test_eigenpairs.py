@@ -335,3 +335,17 @@ def test_the_hessian_of_linear_regression_is_found_in_full():
     pairs = eigenpairs(HessianOperator(system), 3)
     truth = torch.linalg.eigvalsh(hessian).flip(0)
     assert (pairs.values - truth).abs().max() < 100 * EPS * truth[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_gives_the_same_pairs():
+    op = rotated(spread())
+    there = MatrixOperator(op.dense().cuda())
+    here = eigenpairs(op, 5, tol=1e-9, completeness=True)
+    found = eigenpairs(there, 5, tol=1e-9, completeness=True)
+    assert found.vectors.is_cuda
+    assert found.complete is True
+    assert torch.allclose(found.values.cpu(), here.values, rtol=0.0, atol=1e-8)
+    found.summary()
+    found.to_frame()
