@@ -1,6 +1,5 @@
 """The commands: parse, call the rooms, print."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -129,7 +128,6 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for an error that a user can mend, 130 if interrupted.
     """
-    sys.path.insert(0, os.getcwd())  # for --model package.module:function
     try:
         return int(
             tyro.extras.subcommand_cli_from_dict(

@@ -213,7 +213,7 @@ def warn_if_failed(report: ManifoldReport) -> None:
         reasons.append("the manifold may lie outside the ball, or the gradient jumps")
     warnings.warn(
         f"certified k = 0 of {report.size}: {'; '.join(reasons)}. What follows uses "
-        "the theorem's idea, not the theorem. See report.summary(); warn=False is silent.",
+        "the theorem's idea, not the theorem. See report.summary(), or warn=False.",
         NumericalWarning,
         stacklevel=3,
     )

@@ -122,9 +122,9 @@ def cone_condition(
     :math:`\Pi_P = I - U_Q U_Q^\top`. For the difference of two orbits, q its fast
     and p its slow part, :math:`\tfrac12 (|q|^2 - |p|^2)' = -q \cdot \bar H q + p \cdot
     \bar H p` exactly, with the Hessian averaged between them: if b > 0 on a convex
-    region, cones are invariant there, the manifold is unique and Lip Φ <= 1. Existence is not
-    claimed. The second eigenvalue is found by Lanczos inside the complement; a Ritz
-    value bounds it from below, so b is sampled from above and a failure is certain.
+    region, cones are invariant there, the manifold is unique and Lip Φ <= 1. Existence
+    is not claimed. The second eigenvalue is found by Lanczos inside the complement; a
+    Ritz value bounds it from below, so b is sampled from above: a failure is certain.
 
     Args:
         system: The system.

@@ -55,7 +55,7 @@ def participation_density(vectors: Tensor) -> float:
 
 
 def leverage_scores(
-    pairs: Eigenpairs, *, n_fast: int, state: Tensor, score: Score = "leverage+"
+    pairs: Eigenpairs, *, n_fast: int, state: Tensor, score: Score
 ) -> Tensor:
     r"""Score coordinates by the fast subspace; larger = keep.
 

@@ -124,7 +124,7 @@ def _differs(flow: RGFlow | None, control: str) -> Draft:
     key = f"flow-differs-{control}"
     claim = (
         f"The exponents of IMP differ from those of {_CONTROLS[control]}: p <= .05 by "
-        "exact permutation of the labels over all seeds' exponent vectors."
+        "permutation of the labels over all seeds' exponent vectors."
     )
     other = None
     if flow is not None:

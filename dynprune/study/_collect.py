@@ -30,6 +30,7 @@ RESULT_COLUMNS = (
     "steps",
 )
 TIMING_COLUMNS = ("unit", "kind", "seed", "seconds", "host")
+_LEAST_LEVELS = 3  # a slope and its curvature
 LEDGER_COLUMNS = (
     "key",
     "theory",
@@ -136,12 +137,13 @@ def findings_of(
     )
 
 
-def _flow(store: Store, config: Config, problem: Problem) -> RGFlow:
+def _flow(store: Store, config: Config, problem: Problem) -> RGFlow | None:
+    if len(config.densities) < _LEAST_LEVELS:
+        return None
     runs = [IMPRun.load(run_path(store.folder, seed)) for seed in config.seed_values]
     system = system_of(problem, config, config.seed)
-    return fit(
-        runs, controls=controls(system, runs, seed=seed_of(config, "flow", config.seed))
-    )
+    found = controls(system, runs, seed=seed_of(config, "flow", config.seed))
+    return fit(runs, controls=found, throw=False)  # a layer may die at some level
 
 
 def _cell(value: Any) -> str:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dynprune.study._claims_manifold import HVP_GRADIENTS
 from dynprune.study._figures_theory import FEW_GROUPS, MOST_GROUPS
 from dynprune.study._findings import Findings
-from dynprune.study._frames_pruning import HVP_IN_GRADIENTS, methods_of
+from dynprune.study._frames_pruning import methods_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +105,7 @@ def _cost(frame: "pd.DataFrame", findings: Findings) -> str:
         "What a trained ticket cost in all: finding the mask (for IMP every earlier "
         "level, for the one-shot pruner its transient and its Hessian products) and "
         "training it. One unit is one gradient over the whole training split; a "
-        f"Hessian-vector product counts as {HVP_IN_GRADIENTS:g} of them and a forward "
+        f"Hessian-vector product counts as {HVP_GRADIENTS:g} of them and a forward "
         "pass as a third, nominally. Up and to the left is better. "
         f"{over_seeds(int(frame['seeds'].max()))} Costs are geometric means."
     )
@@ -119,8 +120,9 @@ def _spectrum(frame: "pd.DataFrame", findings: Findings) -> str:
         f"The sharpest Ritz values of the training loss's Hessian after the transient "
         f"of {findings.config.transient} steps, {count} by itself (no average). Bars "
         "of the values are enclosures from the residuals: an eigenvalue lies within "
-        "each. The other panel shows the gap below each value, its bar reaching down "
-        "to the smallest gap that the enclosures allow. A gap is resolved if the "
+        "each; most are shorter than the markers. The other panel shows the gap "
+        "below each value, its bar reaching down to the smallest gap "
+        "that the enclosures allow. A gap is resolved if the "
         "enclosures on its two sides are disjoint and no eigenvalue was missed; the "
         "ringed one is the gap that decides k. The legend gives ηλ₁, the step size "
         "times the sharpest value: at 2 gradient descent is at the edge of stability, "
@@ -148,9 +150,10 @@ def _forecast(frame: "pd.DataFrame", findings: Findings) -> str:
         "error2growth is the median over weights of the forecast's error divided by "
         "the median of how far the weights moved: 1 is no better than staying put. "
         "The accuracy panel subtracts the accuracy of the trained weights at the same "
-        "step. The last panel sets the residual bound of the network forecast beside "
-        "its measured error; a bound far above it says nothing. Solid lines are DMD, "
-        f"dashed lines are baselines. {over_seeds(seeds)} Errors and bounds are "
+        "step; where a forecast breaks the network its scale is logarithmic beyond "
+        "one point. The last panel sets the residual bound of the network forecast "
+        "beside its measured error; a bound far above it says nothing. Solid lines "
+        f"are DMD, dashed lines baselines. {over_seeds(seeds)} Errors and bounds are "
         "geometric means with intervals of the logarithm. Points of one horizon are "
         "moved apart a little. A series that leaves the range is cut off."
     )

@@ -1,4 +1,4 @@
-"""Which colour, marker and line each series has: told apart by everyone, and in grey."""
+"""Which colour, marker and line each series has, to be told apart by everyone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -209,7 +209,8 @@ def log_axis(ax: "Axes", which: str, *, label: str) -> None:
     if decades < 0.7:
         wanted = _linear_ticks(low, high)
     else:
-        bases = (1, 2, 5) if decades < 2.2 else (1, 3) if decades < 3.2 else (1,)
+        few = (1, 2, 3, 5, 7) if decades < 1.0 else (1, 2, 5)
+        bases = few if decades < 2.2 else (1, 3) if decades < 3.2 else (1,)
         step = max(1, math.ceil(decades / 7))
         first = math.floor(math.log10(low))
         last = math.ceil(math.log10(high))

@@ -43,9 +43,7 @@ def draw_example(canvas: "Canvas", frame: "pd.DataFrame", look: Look) -> None:
         there = frame[frame["weight"] == weight]
         window = ax.axvspan(start, stop, color="#f0e4b8", lw=0, zorder=0)
         handles["window of the fit"] = window
-        for name, stroke in strokes_of(
-            list(dict.fromkeys(there["series"])), FORECAST_STROKES
-        ):
+        for name, stroke in _strokes(there):
             rows = there[there["series"] == name]
             rows = rows.iloc[:: max(1, len(rows) // 150)]
             keywords = stroke.keywords | {"markersize": 4.5}
@@ -104,7 +102,7 @@ def draw_forecast(canvas: "Canvas", frame: "pd.DataFrame", look: Look) -> None:
 
 def _series(ax: "Axes", frame: "pd.DataFrame") -> dict[str, Any]:
     handles = {}
-    strokes = strokes_of(list(dict.fromkeys(frame["series"])), FORECAST_STROKES)
+    strokes = _strokes(frame)
     for i, (name, stroke) in enumerate(strokes):
         rows = frame[frame["series"] == name].sort_values("horizon")
         shift = math.exp(0.16 * (i / len(strokes) - 0.5))
@@ -126,8 +124,17 @@ def _draw_growth(ax: "Axes", frame: "pd.DataFrame") -> dict[str, Any]:
 
 
 def _draw_points(ax: "Axes", frame: "pd.DataFrame") -> dict[str, Any]:
+    from matplotlib.ticker import NullLocator
+
     handles = _series(ax, frame)
     ax.axhline(0.0, color="#555555", lw=1.0, zorder=1)
+    low, high = ax.get_ylim()
+    if low < -5.0:  # a forecast that broke the network would hide all others
+        ax.set_yscale("symlog", linthresh=1.0)
+        ticks = [t for t in (-100, -30, -10, -3, -1, 0, 1, 3, 10) if low <= t <= high]
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.set_yticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
+        ax.set_ylim(max(low, -150.0), max(high, 1.5))
     ax.set_ylabel("test accuracy − trained (points)")
     ax.set_title("accuracy of the forecast")
     return handles
@@ -151,3 +158,11 @@ def _draw_bound(ax: "Axes", frame: "pd.DataFrame") -> dict[str, Any]:
     log_axis(ax, "y", label="error (parameter 2-norm)")
     ax.set_title("DMD (network): error and bound")
     return handles
+
+
+def _strokes(frame: "pd.DataFrame") -> list[tuple[str, Stroke]]:
+    there = list(dict.fromkeys(frame["series"]))
+    known = [name for name in FORECAST_STROKES if name in there]
+    return strokes_of(
+        known + [name for name in there if name not in known], FORECAST_STROKES
+    )

@@ -69,6 +69,8 @@ def draw_cost(canvas: "Canvas", frame: "pd.DataFrame", look: Look) -> None:
             row = there[there["method"] == method]
             handles[stroke.label] = _cross(ax, row, stroke)
         ax.margins(0.1)
+        bottom, top = ax.get_ylim()
+        ax.set_ylim(max(-1.0, bottom), min(101.0, top))
         log_axis(ax, "x", label="cost (gradient equivalents)")
         ax.set_title(f"density {100 * density:.3g} %")
         ax.set_ylabel("test accuracy (%)" if look.narrow or ax is panels[0] else "")
@@ -177,7 +179,7 @@ def _spread(frame: "pd.DataFrame") -> float:
     """Return how far, in ln density, error bars may be moved apart."""
     there = sorted(frame["density"].unique())
     steps = [math.log(b / a) for a, b in itertools.pairwise(there)]
-    return 0.45 * min(steps, default=0.2)
+    return min(0.22, 0.45 * min(steps, default=0.2))
 
 
 def _cross(ax: "Axes", row: "pd.DataFrame", stroke: Stroke) -> Any:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from dynprune.study._claims_manifold import FORWARD_GRADIENTS, HVP_GRADIENTS
 from dynprune.study._findings import Findings
 from dynprune.study._seed_intervals import frame_of, interval, log_interval
 
@@ -24,9 +25,6 @@ ORDER = (
     "magnitude-init",
     "random",
 )
-# one HVP is about two gradients, a gradient about three forward passes
-HVP_IN_GRADIENTS = 2.0
-FORWARD_IN_GRADIENTS = 1.0 / 3.0
 COST_PANELS = 3
 LAYER_PANELS = 3
 
@@ -97,8 +95,8 @@ def cost_in_gradients(results: "pd.DataFrame") -> "pd.Series":
     """
     return (
         results["gradients"].fillna(0.0)
-        + HVP_IN_GRADIENTS * results["hvps"].fillna(0.0)
-        + FORWARD_IN_GRADIENTS * results["forwards"].fillna(0.0)
+        + HVP_GRADIENTS * results["hvps"].fillna(0.0)
+        + FORWARD_GRADIENTS * results["forwards"].fillna(0.0)
     )
 
 

@@ -122,8 +122,9 @@ def _data_uri(svg: str) -> str:
 
 
 def _model(findings: Findings) -> str:
-    names = [str(name) for name in findings.results["model"].dropna().unique()]
-    return ", ".join(names) or findings.config.model or "default"
+    there = [str(name) for name in findings.results["model"].dropna().unique()]
+    names = [name for name in there if name not in {"", "default"}]
+    return ", ".join(names) or findings.config.model or "the task's own"
 
 
 def _seeds(values: tuple[int, ...]) -> str:

@@ -81,7 +81,7 @@ def verdict_counts(lines: Sequence[LedgerLine]) -> str:
     counted = Counter(line.verdict for line in lines)
     parts = [f"{counted[word]} {word}" for word in VERDICTS if counted[word]]
     claims = "claim was" if len(lines) == 1 else "claims were"
-    return f"{len(lines)} {claims} held against the measurements: {short_list(parts)}."
+    return f"{len(lines)} {claims} compared with the measurements: {short_list(parts)}."
 
 
 def sparse_density(findings: Findings) -> float:
@@ -181,8 +181,8 @@ def _price(findings: Findings) -> str:
         return ""
     return (
         f"The trained one-shot manifold ticket at that density costs "
-        f"{at['manifold']:.3g} gradient equivalents, IMP's {at['imp']:.3g}: "
-        f"{100 * at['manifold'] / at['imp']:.0f} %."
+        f"{at['manifold']:.3g} gradient equivalents in all, "
+        f"{at['manifold'] / at['imp']:.2g} times IMP's {at['imp']:.3g}."
     )
 
 
@@ -221,8 +221,8 @@ def _forecast(findings: Findings) -> str:
         f"{ours[name]:.3g} times the distance travelled (1 is staying put)"
     )
     if best != name:
-        text += f", the best Koopman forecast ({_series(best)}) by {ours[best]:.3g}"
-    return f"{text}, the best baseline ({_series(rival)}) by {rivals[rival]:.3g}."
+        text += f", the best Koopman forecast, {_series(best)}, by {ours[best]:.3g}"
+    return f"{text}, the best baseline, {_series(rival)}, by {rivals[rival]:.3g}."
 
 
 def _series(name: str) -> str:
@@ -232,7 +232,7 @@ def _series(name: str) -> str:
 
 def _flow(findings: Findings) -> str:
     flow = findings.flow
-    if flow is None:
+    if flow is None or flow.seeds < 2:  # no standard errors, no classes
         return ""
     counted = Counter(flow.classes)
     words = ("relevant", "irrelevant", "marginal", "not testable")

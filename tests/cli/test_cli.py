@@ -33,7 +33,7 @@ REFUSED = {
     "density": (["--densities", "1", "2"], "in (0, 1]"),
     "rising densities": (["--densities", "1", "0.1", "0.5"], "start at 1 and decrease"),
     "no config file": (["--config", "nowhere.toml"], "Cannot read the config"),
-    "no module": (["--model", "nowhere.nets:make", "--data", "a.b:c"], "nowhere"),
+    "no module": (["--model", "nowhere.nets:make"], "No module 'nowhere'"),
     "no CUDA": (["--device", "cuda:9"], "CUDA"),
 }
 

@@ -38,7 +38,7 @@ def test_the_count_is_exact_and_the_state_is_the_initial_one(score, density):
 def test_the_highest_leverages_are_kept():
     system = net_system()
     report = manifold.analyse(system, k_max=6, optimizer=gd, transient=2, samples=0)
-    ticket = manifold.prune(system, density=0.25, report=report)
+    ticket = manifold.prune(system, density=0.25, report=report, score="leverage+")
     lever = report.pairs.vectors[:, : report.n_fast].square().sum(1)
     named = system.unflatten(lever)
     kept = torch.cat([named[n][m] for n, m in ticket.masks.items()])
@@ -53,7 +53,8 @@ def test_leverage_keeps_the_most_of_the_fast_subspace(seed, k, kept):
     make = torch.Generator().manual_seed(seed)
     square = torch.randn(30, 30, generator=make, dtype=torch.float64)
     pairs = eigenpairs(MatrixOperator(square + square.T), k + 1)
-    score = manifold.leverage_scores(pairs, n_fast=k, state=torch.ones(30).double())
+    state = torch.ones(30, dtype=torch.float64)
+    score = manifold.leverage_scores(pairs, n_fast=k, state=state, score="leverage+")
     best = score.topk(kept).indices
     rival = torch.randperm(30, generator=make)[:kept]
     U = pairs.vectors[:, :k]
@@ -80,6 +81,16 @@ def test_scores_follow_their_equations():
         0.5 * step.dot(sharp @ step) for step in torch.diag(theta)
     ])  # ½ δ'Hδ for δ = -θ_j e_j
     assert torch.allclose(score("curvature"), drop)
+
+
+def test_the_default_score_is_the_one_that_is_documented():
+    system = net_system()
+    report = manifold.analyse(system, k_max=6, optimizer=gd, transient=2, samples=0)
+    default = manifold.prune(system, density=0.25, report=report)
+    named = manifold.prune(system, density=0.25, report=report, score="curvature")
+    for name, mask in named.masks.items():
+        assert torch.equal(mask, default.masks[name])
+    assert dict(default.provenance.settings)["score"] == "curvature"
 
 
 def test_provenance_holds_the_certified_k_beside_the_density():

@@ -147,6 +147,26 @@ def test_frozen_parameters_come_along():
     run.tickets[1].apply_(model)
 
 
+def test_pruned_weights_do_not_return_where_survivors_are_zero():
+    # level 0 ends at 0, 1, 2, …, level 1 at zero: ties go to the lower *survivor*
+    _, system = problem()
+    good, none = recipe(steps=0), torch.zeros(31).double()
+    ends = [torch.arange(31.0).double(), none, none]
+
+    def scripted(at, **kwargs):
+        run = good(at, **kwargs)
+        state = at.flatten(system.unflatten(ends.pop(0)))
+        object.__setattr__(run, "state", state)
+        return run
+
+    run = imp(system, densities=(1.0, 0.5, 0.25), train=scripted)
+    check_nested(run, 24, (1.0, 0.5, 0.25))
+    first = torch.cat([mask.reshape(-1) for mask in run.tickets[1].masks.values()])
+    last = torch.cat([mask.reshape(-1) for mask in run.tickets[2].masks.values()])
+    assert torch.nonzero(first).reshape(-1).tolist() == list(range(12, 24))
+    assert torch.nonzero(last).reshape(-1).tolist() == list(range(12, 18))
+
+
 def test_callback_sees_every_level():
     _, system = problem()
     seen = []

@@ -92,6 +92,19 @@ def test_hundred_rounds_agree_with_the_transcription(density, bias):
     assert ticket.kept == kept_count(density, 54 + 63 + 28)
 
 
+@pytest.mark.parametrize("rounds", [1, 2, 3, 10])
+def test_few_rounds_agree_with_the_transcription(rounds):
+    found = []
+    for r in (rounds, rounds + 1):
+        net = chain(6, 9, 7, 4)
+        ticket = synflow(system_of(net, 6, 4), density=0.15, rounds=r)
+        expected = transcription(net, 6, 0.15, r)
+        found.append(list(ticket.masks.values()))
+        assert all(torch.equal(a, b) for a, b in zip(found[-1], expected, strict=True))
+    # the number of rounds matters here, so that the comparison can fail
+    assert rounds > 3 or any(not torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_no_layer_collapses_before_it_must():
     # 3 layers and at least one path: SynFlow keeps a path at 10 of 145 weights
     net = chain(6, 9, 7, 4)
