@@ -42,18 +42,16 @@ def accuracy_table(results: pd.DataFrame) -> str:
     for (method, density), part in results.groupby(["method", "density"]):
         part = part.set_index("seed")
         paired = (part.accuracy - dense.loc[part.index]).to_numpy()
-        rows.append(
-            {
-                "method": method,
-                "density %": f"{100 * density:.2f}",
-                "test accuracy %": f"{100 * part.accuracy.mean():.2f}",
-                "minus dense, points": interval(paired),
-                "gradients": f"{part.gradients.mean():.1f}",
-                "HVPs": f"{part.hvps.mean():.1f}",
-                "seeds": str(len(part)),
-                "order": -density,
-            }
-        )
+        rows.append({
+            "method": method,
+            "density %": f"{100 * density:.2f}",
+            "test accuracy %": f"{100 * part.accuracy.mean():.2f}",
+            "minus dense, points": interval(paired),
+            "gradients": f"{part.gradients.mean():.1f}",
+            "HVPs": f"{part.hvps.mean():.1f}",
+            "seeds": str(len(part)),
+            "order": -density,
+        })
     frame = pd.DataFrame(rows).sort_values(["method", "order"]).drop(columns="order")
     lines = ["| " + " | ".join(frame.columns) + " |", "|---" * len(frame.columns) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in frame.to_numpy()]
@@ -65,8 +63,9 @@ def ledger_table(path: Path) -> str:
     ledger = pd.read_csv(path)
     lines = ["| claim | measured | interval | verdict |", "|---|---|---|---|"]
     for line in ledger.itertuples():
+        unit = line.unit if isinstance(line.unit, str) else ""
         lines.append(
-            f"| {line.claim} | {line.measured:.4g} {line.unit if isinstance(line.unit, str) else ''} "
+            f"| {line.claim} | {line.measured:.4g} {unit} "
             f"| [{line.low:.4g}, {line.high:.4g}] | {line.verdict} |"
         )
     return "\n".join(lines).replace("[nan, nan]", "–").replace("nan ", "– ")

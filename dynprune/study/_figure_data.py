@@ -35,4 +35,6 @@ def figure_data(findings: Findings) -> "dict[str, pd.DataFrame]":
         "flow": flow_frame(findings.flow),
         "layer-densities": layer_frame(findings),
     }
+    for name in ("accuracy-density", "accuracy-cost"):  # a problem may have no metric
+        frames[name] = frames[name][frames[name]["accuracy"].notna()]
     return {name: frame for name, frame in frames.items() if len(frame)}

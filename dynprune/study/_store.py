@@ -206,6 +206,7 @@ def claim(
     found = store.read_provenance()
     if found is None:
         _refuse_strangers(store.folder)
+        _sweep(store.folder)
         _begin(store, config, wanted)
         return False, ()
     changed = [
@@ -223,8 +224,7 @@ def claim(
             f"The {' and the '.join(changed)} changed since {store.folder} was "
             f"made: computing it again; the old files are in {aside}.",
         )
-    for stale in store.folder.rglob(".*.tmp"):
-        stale.unlink(missing_ok=True)
+    _sweep(store.folder)
     return bool(found.get("complete")), ()
 
 
@@ -261,6 +261,11 @@ def _difference(store: Store, config: Config) -> str:
         for key, value in config.to_dict().items()
         if other[key] != value
     )
+
+
+def _sweep(folder: Path) -> None:
+    for stale in folder.rglob(".*.tmp"):  # left by a run that was killed
+        stale.unlink(missing_ok=True)
 
 
 def _set_aside(folder: Path) -> Path:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dynprune import manifold
-from dynprune.core import InvalidInputError
+from dynprune.core import Cost
 from dynprune.manifold import ConditionCheck, ManifoldReport
 from dynprune.study._config import Config
 from dynprune.study._setup import (
@@ -18,6 +18,7 @@ from dynprune.study._setup import (
 )
 from dynprune.system import GradientSystem
 from dynprune.tasks import Problem
+from dynprune.training import Run
 
 SPANS = {"10": 10, "100": 100, "all": 0}
 
@@ -38,35 +39,38 @@ def manifold_unit(problem: Problem, config: Config, seed: int) -> dict[str, Any]
     """
     system = system_of(problem, config, seed)
     rate = config.learning_rate if _is_gradient_descent(config) else None
-    start = _state_at(system, config, seed, config.transient)
+    early = _run_to(system, config, seed, config.transient)
+    start = system.with_state(early.state, buffers=early.buffers)
     ends = {
-        name: _state_at(
+        name: _run_to(
             system, config, seed, config.transient + span if span else config.steps
-        )
+        ).state
         for name, span in SPANS.items()
         if config.transient + span <= config.steps
     }
+    data = hessian_data(system, config)
     report = manifold.analyse(
-        system,
+        start,
         k_max=config.k_max,
         samples=config.samples,
         learning_rate=rate,
-        state=start,
         final_state=ends["all"],
         final_steps=config.steps - config.transient,
-        hessian_data=hessian_data(system, config),
+        hessian_data=data,
         seed=seed_of(config, "manifold-analysis", seed),
         warn=False,
     )
-    seen = system.with_state(start)
-    data = hessian_data(system, config)
-    seen = seen if data is None else seen.with_data(data)
+    seen = start if data is None else start.with_data(data)
     checks: list[dict[str, Any]] = []
     if report.n_fast is not None:
         for name, end in ends.items():
-            for check in _checks(seen, report, config, seed, end - start, rate):
+            travelled = end - early.state
+            for check in _checks(seen, report, config, seed, travelled, rate):
                 checks.append({**check.to_dict(), "span": name})
-    return _facts(report, checks, rate)
+    share = seen.examples / system.examples
+    spent = early.cost + report.cost
+    spent += Cost(hvps=share * sum(check["matvecs"] for check in checks))
+    return _facts(report, checks, rate, spent)
 
 
 def _checks(
@@ -113,7 +117,10 @@ def _checks(
 
 
 def _facts(
-    report: ManifoldReport, checks: list[dict[str, Any]], rate: float | None
+    report: ManifoldReport,
+    checks: list[dict[str, Any]],
+    rate: float | None,
+    spent: Cost,
 ) -> dict[str, Any]:
     found = report.gaps
     return {
@@ -152,18 +159,15 @@ def _facts(
         "freezing_product": finite(report.freezing_product),
         "certified_k": report.certified_k,
         "size": report.size,
-        "gradients": report.cost.gradients,
-        "hvps": report.cost.hvps + sum(check["matvecs"] for check in checks),
+        "gradients": spent.gradients,
+        "hvps": spent.hvps,
     }
 
 
-def _state_at(system: GradientSystem, config: Config, seed: int, step: int) -> Tensor:
-    run = recipe_of(config)(system, seed=seed_of(config, "order", seed), stop_step=step)
-    if not bool(torch.isfinite(run.state).all()):
-        raise InvalidInputError(
-            f"The dense run diverged before step {step}. Lower learning_rate."
-        )
-    return run.state
+def _run_to(system: GradientSystem, config: Config, seed: int, step: int) -> Run:
+    return recipe_of(config)(
+        system, seed=seed_of(config, "order", seed), stop_step=step
+    )
 
 
 def _is_gradient_descent(config: Config) -> bool:

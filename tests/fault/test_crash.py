@@ -41,6 +41,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in names}
 
 
+@pytest.fixture(autouse=True)
+def _plain_report(monkeypatch):
+    """Drawing takes most of the time of these small studies, and is not at stake."""
+    from dynprune.study import _run
+
+    monkeypatch.setattr(_run, "write_report", lambda *args, **kwargs: "<html></html>")
+
+
 def in_child(action) -> int:
     """Run ``action`` in a forked process; return its exit code."""
     child = os.fork()
@@ -154,7 +162,10 @@ def test_tickets_are_bit_equal_tensors(tmp_path):
     study(tmp_path / "a")
     study(tmp_path / "b")
     for path in sorted((tmp_path / "a" / "tickets").iterdir()):
-        one, two = Ticket.load(path), Ticket.load(tmp_path / "b" / "tickets" / path.name)
+        one, two = (
+            Ticket.load(path),
+            Ticket.load(tmp_path / "b" / "tickets" / path.name),
+        )
         for name, mask in one.masks.items():
             assert torch.equal(mask, two.masks[name])
         for name, part in one.state.items():

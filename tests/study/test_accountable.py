@@ -210,7 +210,9 @@ def test_random_curvature_turns_the_gap_conditions_to_failed(tmp_path, monkeypat
 
     def random(op, k, **kwargs):
         pairs = true(op, k, **kwargs)
-        return dataclasses.replace(pairs, values=pairs.values + 99 * noise(pairs.values))
+        return dataclasses.replace(
+            pairs, values=pairs.values + 99 * noise(pairs.values)
+        )
 
     monkeypatch.setattr(_conditions, "eigenpairs", random)
     found = verdicts(study(tmp_path / "random", problem=_quadratic(), **changes))

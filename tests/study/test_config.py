@@ -11,7 +11,9 @@ def test_defaults_are_what_the_readme_says():
     config = Config()
     assert (config.task, config.seeds, config.densities[0]) == ("digits", 5, 1.0)
     assert config.densities[-1] == 0.02
-    ratios = [b / a for a, b in zip(config.densities, config.densities[1:], strict=False)]
+    ratios = [
+        b / a for a, b in zip(config.densities, config.densities[1:], strict=False)
+    ]
     assert max(ratios) - min(ratios) < 1e-4
     assert config.compared == config.densities[1:]
 
