@@ -80,7 +80,7 @@ def main(folder: Path, target: Path, command: str) -> None:
     store = Store(folder=folder)
     findings = findings_of(store, config, units_of(config), problem_of(config))
     for name, figure in figures(findings).items():
-        figure.savefig(target / f"{name}.svg", bbox_inches="tight")
+        (target / f"{name}.svg").write_text(figure.wide)
     provenance = json.loads((folder / "provenance.json").read_text())
     timings = pd.read_csv(folder / "timings.csv")
     text = f"""# Study of {config.task}
@@ -88,7 +88,7 @@ def main(folder: Path, target: Path, command: str) -> None:
 Made by `{command}` (dynprune {provenance["versions"]["dynprune"]}, torch
 {provenance["versions"]["torch"]}, Python {provenance["versions"]["python"]}, device
 {config.device}, one thread per unit); {config.seeds} seeds from {config.seed},
-{timings.seconds.sum():.0f} CPU-seconds of units. One gradient is a pass over all
+{timings.seconds.sum():.0f} seconds of units in sum. One gradient is a pass over all
 training examples; costs are totals, finding and training included. Intervals are
 paired over seeds, 95 %.
 

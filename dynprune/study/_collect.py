@@ -29,6 +29,7 @@ RESULT_COLUMNS = (
     "forwards",
     "steps",
 )
+_NUMBERS = ("accuracy", "loss", "validation_accuracy", "gradients", "hvps", "forwards")
 TIMING_COLUMNS = ("unit", "kind", "seed", "seconds", "host")
 _LEAST_LEVELS = 3  # a slope and its curvature
 LEDGER_COLUMNS = (
@@ -123,9 +124,10 @@ def findings_of(
         layers.extend(left.get("layers", ()))
         if "error" not in left:
             facts.setdefault(unit.kind, {})[unit.seed] = left
+    results = pd.DataFrame(result_rows(store, units), columns=list(RESULT_COLUMNS))
     return Findings(
         config=config,
-        results=pd.DataFrame(result_rows(store, units), columns=list(RESULT_COLUMNS)),
+        results=results.astype(dict.fromkeys(_NUMBERS, float)),
         layers=pd.DataFrame(
             layers, columns=["method", "density", "seed", "layer", "layer_density"]
         ),

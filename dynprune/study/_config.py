@@ -205,10 +205,10 @@ PRESETS["cifar10"] = {
 }
 QUICK: dict[str, Any] = {
     "seeds": 3,
-    "densities": geometric(0.05, 5),
-    "steps": 200,
-    "k_max": 12,
-    "samples": 2,
+    "densities": geometric(0.05, 4),
+    "steps": 150,
+    "k_max": 10,
+    "samples": 1,
 }
 
 

@@ -94,3 +94,42 @@ def test_quick_study_repeats_as_a_no_op_and_refuses_another_config(tmp_path, cap
     assert "seed is 0 there, 7 here" in error
     assert main(["report", str(tmp_path / "s")]) == 0
     assert (tmp_path / "s" / "report.html").exists()
+
+
+OWN = '''
+import torch
+from torch import nn
+
+
+def net():
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+def part(seed):
+    make = torch.Generator().manual_seed(seed)
+    x = torch.randn(60, 3, generator=make)
+    return x, (x.sum(1) > 0).long()
+
+
+def splits():
+    return part(1), part(2), part(3)
+
+
+def loss(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets)
+'''
+
+
+def test_a_study_of_ones_own_model_data_and_loss(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    done = command(
+        *("study", "--task", "mine", "--model", "mine:net", "--data", "mine:splits"),
+        *("--loss", "mine:loss", "--seeds", "2", "--steps", "40", "--k-max", "3"),
+        *("--densities", "1", "0.5", "0.25", "--samples", "1", "--out", "s"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "not computed" not in done.stdout
+    rows = (tmp_path / "s" / "results.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * (1 + 3 + 10 * 2)
+    assert rows[1].startswith("mine,mine:net,dense,1.0,0,")
