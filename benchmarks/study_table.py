@@ -18,10 +18,10 @@ from scipy import stats
 
 from dynprune.study import parse_config
 from dynprune.study._collect import findings_of
-from dynprune.study._figures import figures
-from dynprune.study._setup import problem_of
 from dynprune.study._store import Store
-from dynprune.study._units import units_of
+from dynprune.study.figures._figures import figures
+from dynprune.study.units._setup import problem_of
+from dynprune.study.units._units import units_of
 
 COPIED = ("config.toml", "ledger.csv", "results.csv", "timings.csv", "provenance.json")
 

@@ -10,9 +10,9 @@ from dynprune.rgflow import RGFlow, controls, fit
 from dynprune.study._config import Config
 from dynprune.study._findings import Findings
 from dynprune.study._scheduler import Unit
-from dynprune.study._setup import seed_of, system_of
 from dynprune.study._store import Store
-from dynprune.study._units_pruning import run_path
+from dynprune.study.units._pruning import run_path
+from dynprune.study.units._setup import seed_of, system_of
 from dynprune.tasks import Problem
 
 RESULT_COLUMNS = (

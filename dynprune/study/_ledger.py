@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from dynprune.study._claims_draft import decide
-from dynprune.study._claims_koopman import koopman_claims
-from dynprune.study._claims_manifold import manifold_claims
-from dynprune.study._claims_pruning import pruning_claims
-from dynprune.study._claims_rgflow import rgflow_claims
 from dynprune.study._findings import Findings, LedgerLine
+from dynprune.study.claims._draft import decide
+from dynprune.study.claims._koopman import koopman_claims
+from dynprune.study.claims._manifold import manifold_claims
+from dynprune.study.claims._pruning import pruning_claims
+from dynprune.study.claims._rgflow import rgflow_claims
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dynprune.study._figures import figures
 from dynprune.study._findings import Findings, LedgerLine
 from dynprune.study._report_tables import (
     cost_table,
@@ -16,6 +15,7 @@ from dynprune.study._report_tables import (
     timing_table,
 )
 from dynprune.study._report_text import what_was_found
+from dynprune.study.figures._figures import figures
 
 TEMPLATE = "report.html.jinja"
 SOURCES = (

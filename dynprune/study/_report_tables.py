@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from dynprune.study._figure_strokes import label_of
 from dynprune.study._findings import Findings, LedgerLine
-from dynprune.study._frames_pruning import (
+from dynprune.study._report_text import percent, plus_minus
+from dynprune.study.figures._frames_pruning import (
     chosen_densities,
     cost_in_gradients,
     methods_of,
 )
-from dynprune.study._report_text import percent, plus_minus
+from dynprune.study.figures._strokes import label_of
 
 COST_COLUMNS = 3
 

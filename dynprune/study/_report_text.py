@@ -4,14 +4,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from dynprune.study._claims_koopman import FORECAST, horizon_of
-from dynprune.study._claims_lossless import lossless_density
-from dynprune.study._figure_captions import short_list
-from dynprune.study._figure_strokes import FORECAST_STROKES, label_of
 from dynprune.study._findings import VERDICTS, Findings, LedgerLine
-from dynprune.study._frames_pruning import accuracy_frame, cost_in_gradients
-from dynprune.study._frames_theory import forecast_frame
-from dynprune.study._seed_intervals import interval
+from dynprune.study.claims._koopman import FORECAST, horizon_of
+from dynprune.study.claims._lossless import lossless_density
+from dynprune.study.figures._captions import short_list
+from dynprune.study.figures._frames_pruning import accuracy_frame, cost_in_gradients
+from dynprune.study.figures._frames_theory import forecast_frame
+from dynprune.study.figures._seed_intervals import interval
+from dynprune.study.figures._strokes import FORECAST_STROKES, label_of
 
 ONE_SHOT = ("manifold", "snip", "grasp", "synflow", "magnitude-init")
 BASELINES = ("stay", "linear-extrapolation", "window-mean")

@@ -30,9 +30,9 @@ from dynprune.study._findings import Findings, LedgerLine
 from dynprune.study._ledger import ledger
 from dynprune.study._report import write_report
 from dynprune.study._scheduler import Unit, process_pool, run_units
-from dynprune.study._setup import problem_of
 from dynprune.study._store import PROVENANCE, Store, claim, fingerprint, locked
-from dynprune.study._units import compute, units_of
+from dynprune.study.units._setup import problem_of
+from dynprune.study.units._units import compute, units_of
 from dynprune.tasks import Problem
 
 if TYPE_CHECKING:

@@ -96,7 +96,7 @@ def test_quick_study_repeats_as_a_no_op_and_refuses_another_config(tmp_path, cap
     assert (tmp_path / "s" / "report.html").exists()
 
 
-OWN = '''
+OWN = """
 import torch
 from torch import nn
 
@@ -117,7 +117,7 @@ def splits():
 
 def loss(outputs, targets):
     return nn.functional.cross_entropy(outputs, targets)
-'''
+"""
 
 
 def test_a_study_of_ones_own_model_data_and_loss(tmp_path):

@@ -10,7 +10,7 @@ from torch import nn
 
 from dynprune.core import generator
 from dynprune.study import configure, ledger, run
-from dynprune.study._figure_data import figure_data
+from dynprune.study.figures._data import figure_data
 from dynprune.tasks import Problem
 
 SMALL = configure(
@@ -132,7 +132,7 @@ def _selection(monkeypatch):
 
 
 def _optimiser(monkeypatch):
-    from dynprune.study import _setup
+    from dynprune.study.units import _setup
 
     true = _setup.evaluate
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from dynprune import rgflow
-from dynprune.study._claims_draft import Draft, decide, low_densities, superior
-from dynprune.study._claims_koopman import horizon_of
-from dynprune.study._claims_lossless import lossless_density
 from dynprune.study._config import Config
 from dynprune.study._findings import VERDICTS, Findings
 from dynprune.study._ledger import ledger, summary, to_frame
+from dynprune.study.claims._draft import Draft, decide, low_densities, superior
+from dynprune.study.claims._koopman import horizon_of
+from dynprune.study.claims._lossless import lossless_density
 
 DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.025)
 # test accuracy at density .2 and below; IMP is lossless down to between .1 and .05

@@ -11,9 +11,9 @@ import torch
 from dynprune import koopman, spectral
 from dynprune.core import AssumptionError, generator
 from dynprune.operators import HessianOperator
-from dynprune.study import _multipliers
-from dynprune.study._multiplier_net import small_system
-from dynprune.study._multipliers import multipliers
+from dynprune.study.units import _multipliers
+from dynprune.study.units._multiplier_net import small_system
+from dynprune.study.units._multipliers import multipliers
 
 EPS = torch.finfo(torch.float64).eps
 

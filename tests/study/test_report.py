@@ -13,18 +13,18 @@ import pandas as pd
 import pytest
 
 from dynprune.study._config import METHODS
-from dynprune.study._figure_data import figure_data
-from dynprune.study._figures import Figure, figures
 from dynprune.study._findings import VERDICTS, Findings, LedgerLine
-from dynprune.study._frames_pruning import (
+from dynprune.study._report import write_report
+from dynprune.study._report_tables import text_of
+from dynprune.study._report_text import what_was_found
+from dynprune.study.figures._data import figure_data
+from dynprune.study.figures._figures import Figure, figures
+from dynprune.study.figures._frames_pruning import (
     accuracy_frame,
     chosen_densities,
     cost_in_gradients,
 )
-from dynprune.study._report import write_report
-from dynprune.study._report_tables import text_of
-from dynprune.study._report_text import what_was_found
-from dynprune.study._seed_intervals import interval, log_interval
+from dynprune.study.figures._seed_intervals import interval, log_interval
 
 FIGURES = (
     "accuracy-density",

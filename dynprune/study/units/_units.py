@@ -17,10 +17,10 @@ from dynprune.core import (
 )
 from dynprune.study._config import Config
 from dynprune.study._scheduler import Unit
-from dynprune.study._setup import problem_of
 from dynprune.study._store import Store
-from dynprune.study._units_pruning import imp_unit, method_unit
-from dynprune.study._units_theory import analysis_unit
+from dynprune.study.units._pruning import imp_unit, method_unit
+from dynprune.study.units._setup import problem_of
+from dynprune.study.units._theory import analysis_unit
 from dynprune.tasks import Problem
 
 

@@ -8,7 +8,7 @@ from dynprune import manifold, pruning
 from dynprune.core import InvalidInputError
 from dynprune.pruning import IMPRun, imp
 from dynprune.study._config import Config
-from dynprune.study._setup import (
+from dynprune.study.units._setup import (
     hessian_data,
     recipe_of,
     row_of,

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dynprune.study._claims_manifold import HVP_GRADIENTS
-from dynprune.study._figures_theory import FEW_GROUPS, MOST_GROUPS
 from dynprune.study._findings import Findings
-from dynprune.study._frames_pruning import methods_of
+from dynprune.study.claims._manifold import HVP_GRADIENTS
+from dynprune.study.figures._frames_pruning import methods_of
+from dynprune.study.figures._theory import FEW_GROUPS, MOST_GROUPS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from dynprune import manifold
 from dynprune.core import Cost
 from dynprune.manifold import ConditionCheck, ManifoldReport
 from dynprune.study._config import Config
-from dynprune.study._setup import (
+from dynprune.study.units._setup import (
     finite,
     hessian_data,
     recipe_of,

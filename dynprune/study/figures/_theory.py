@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dynprune.study._figure_strokes import (
+from dynprune.study.figures._strokes import (
     BLACK,
     BLUE,
     GREEN,
@@ -13,7 +13,7 @@ from dynprune.study._figure_strokes import (
     SKY,
     Stroke,
 )
-from dynprune.study._figure_style import (
+from dynprune.study.figures._style import (
     Look,
     grid,
     legend_below,

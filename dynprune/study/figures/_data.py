@@ -3,8 +3,12 @@
 from typing import TYPE_CHECKING
 
 from dynprune.study._findings import Findings
-from dynprune.study._frames_pruning import accuracy_frame, cost_frame, layer_frame
-from dynprune.study._frames_theory import (
+from dynprune.study.figures._frames_pruning import (
+    accuracy_frame,
+    cost_frame,
+    layer_frame,
+)
+from dynprune.study.figures._frames_theory import (
     example_frame,
     flow_frame,
     forecast_frame,

@@ -4,10 +4,10 @@ from typing import Any
 
 from dynprune.core import InvalidInputError
 from dynprune.study._config import Config
-from dynprune.study._multipliers import multipliers
-from dynprune.study._setup import seed_of
-from dynprune.study._units_forecast import forecast_unit
-from dynprune.study._units_manifold import manifold_unit
+from dynprune.study.units._forecast import forecast_unit
+from dynprune.study.units._manifold import manifold_unit
+from dynprune.study.units._multipliers import multipliers
+from dynprune.study.units._setup import seed_of
 from dynprune.tasks import Problem
 
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import final
 
-from dynprune.study._figure_captions import TITLES, caption_of, description_of
-from dynprune.study._figure_data import figure_data
-from dynprune.study._figure_style import NARROW, WIDE, Draw, render
-from dynprune.study._figures_forecast import draw_example, draw_forecast
-from dynprune.study._figures_pruning import draw_accuracy, draw_cost, draw_layers
-from dynprune.study._figures_theory import draw_flow, draw_spectrum
 from dynprune.study._findings import Findings
+from dynprune.study.figures._captions import TITLES, caption_of, description_of
+from dynprune.study.figures._data import figure_data
+from dynprune.study.figures._forecast import draw_example, draw_forecast
+from dynprune.study.figures._pruning import draw_accuracy, draw_cost, draw_layers
+from dynprune.study.figures._style import NARROW, WIDE, Draw, render
+from dynprune.study.figures._theory import draw_flow, draw_spectrum
 
 _DRAW: dict[str, Draw] = {
     "accuracy-density": draw_accuracy,

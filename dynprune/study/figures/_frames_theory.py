@@ -5,7 +5,12 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dynprune.study._findings import Findings
-from dynprune.study._seed_intervals import frame_of, interval, log_interval, number
+from dynprune.study.figures._seed_intervals import (
+    frame_of,
+    interval,
+    log_interval,
+    number,
+)
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from dynprune import rgflow
 from dynprune.rgflow import RGFlow
-from dynprune.study._claims_draft import LEVEL, Draft, not_testable, superior
 from dynprune.study._findings import Findings
 from dynprune.study._statistics import holm, mean_interval, paired_p
+from dynprune.study.claims._draft import LEVEL, Draft, not_testable, superior
 
 THEORY = "renormalization group"
 LEAST_LEVELS = 3

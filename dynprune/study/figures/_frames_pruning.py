@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from dynprune.study._claims_manifold import FORWARD_GRADIENTS, HVP_GRADIENTS
 from dynprune.study._findings import Findings
-from dynprune.study._seed_intervals import frame_of, interval, log_interval
+from dynprune.study.claims._manifold import FORWARD_GRADIENTS, HVP_GRADIENTS
+from dynprune.study.figures._seed_intervals import frame_of, interval, log_interval
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dynprune import koopman
 from dynprune.study._config import Config
-from dynprune.study._setup import finite, recipe_of, seed_of, system_of
+from dynprune.study.units._setup import finite, recipe_of, seed_of, system_of
 from dynprune.system import GradientSystem
 from dynprune.tasks import Problem
 from dynprune.training import Run, evaluate

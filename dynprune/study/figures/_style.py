@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
-from dynprune.study._figure_strokes import Stroke
+from dynprune.study.figures._strokes import Stroke
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from dynprune import koopman, spectral
 from dynprune.core import AssumptionError, DynPruneError, InvalidInputError, derive_seed
 from dynprune.operators import HessianOperator
 from dynprune.spectral import Eigenpairs
-from dynprune.study._multiplier_net import small_system
+from dynprune.study.units._multiplier_net import small_system
 from dynprune.system import GradientSystem
 from dynprune.tasks import Problem
 from dynprune.trajectory import Trajectory

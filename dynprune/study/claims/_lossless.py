@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-from dynprune.study._claims_draft import column, mean_over
 from dynprune.study._findings import Findings
 from dynprune.study._statistics import paired_interval
+from dynprune.study.claims._draft import column, mean_over
 
 LOSS_ALLOWED = 0.5
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from dynprune.study._claims_draft import (
+from dynprune.study._findings import Findings
+from dynprune.study.claims._draft import (
     Draft,
     column,
     low_densities,
@@ -11,7 +12,6 @@ from dynprune.study._claims_draft import (
     percent,
     superior,
 )
-from dynprune.study._findings import Findings
 
 THEORY = "lottery ticket"
 _RIVALS = (

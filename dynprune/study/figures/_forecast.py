@@ -3,14 +3,14 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from dynprune.study._figure_strokes import (
+from dynprune.study.figures._strokes import (
     BLACK,
     FORECAST_STROKES,
     SKY,
     Stroke,
     strokes_of,
 )
-from dynprune.study._figure_style import (
+from dynprune.study.figures._style import (
     Look,
     grid,
     legend_below,

@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dynprune.study._claims_draft import (
+from dynprune.study._findings import Findings
+from dynprune.study._statistics import mean_interval, paired_p, ratio_interval
+from dynprune.study.claims._draft import (
     Draft,
     column,
     low_densities,
@@ -14,10 +16,8 @@ from dynprune.study._claims_draft import (
     percent,
     superior,
 )
-from dynprune.study._claims_lossless import Lossless, lossless_density
-from dynprune.study._claims_pruning import points
-from dynprune.study._findings import Findings
-from dynprune.study._statistics import mean_interval, paired_p, ratio_interval
+from dynprune.study.claims._lossless import Lossless, lossless_density
+from dynprune.study.claims._pruning import points
 
 THEORY = "inertial manifold"
 SPANS = ("10", "100", "all")

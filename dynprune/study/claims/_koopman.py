@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dynprune.study._claims_draft import Draft, not_testable, number, superior
 from dynprune.study._findings import Findings
 from dynprune.study._statistics import mean_interval
+from dynprune.study.claims._draft import Draft, not_testable, number, superior
 
 THEORY = "Koopman"
 LEAST_MODES = 5

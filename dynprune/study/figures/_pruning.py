@@ -4,8 +4,9 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
-from dynprune.study._figure_strokes import METHOD_STROKES, Stroke, strokes_of
-from dynprune.study._figure_style import (
+from dynprune.study.figures._frames_pruning import methods_of
+from dynprune.study.figures._strokes import METHOD_STROKES, Stroke, strokes_of
+from dynprune.study.figures._style import (
     Look,
     density_axis,
     grid,
@@ -14,7 +15,6 @@ from dynprune.study._figure_style import (
     short,
     with_intervals,
 )
-from dynprune.study._frames_pruning import methods_of
 
 if TYPE_CHECKING:
     import pandas as pd
