@@ -127,6 +127,7 @@ def findings_of(
     results = pd.DataFrame(result_rows(store, units), columns=list(RESULT_COLUMNS))
     return Findings(
         config=config,
+        problem=config.task if problem.name == "user" else problem.name,
         results=results.astype(dict.fromkeys(_NUMBERS, float)),
         layers=pd.DataFrame(
             layers, columns=["method", "density", "seed", "layer", "layer_density"]

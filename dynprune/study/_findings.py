@@ -27,6 +27,7 @@ class Findings:
 
     Args:
         config: The study's config.
+        problem: The problem's own name; it says which copy of a data set was used.
         results: One row per (method, density, seed), the columns of results.csv.
         layers: One row per (method, density, seed, layer): ``layer_density``.
         flow: The renormalization-group flow over the seeds' IMP runs, or None.
@@ -37,6 +38,7 @@ class Findings:
     """
 
     config: Config
+    problem: str
     results: "pd.DataFrame"
     layers: "pd.DataFrame"
     flow: RGFlow | None

@@ -99,6 +99,7 @@ def write_report(
     ]
     return page.render(
         config=config,
+        problem=findings.problem,
         model=_model(findings),
         seeds=_seeds(config.seed_values),
         single=config.seeds == 1,

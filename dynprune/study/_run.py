@@ -27,10 +27,18 @@ from dynprune.study._collect import (
 )
 from dynprune.study._config import Config, parse_config
 from dynprune.study._findings import Findings, LedgerLine
-from dynprune.study._ledger import ledger
+from dynprune.study._ledger import ledger, summary
 from dynprune.study._report import write_report
+from dynprune.study._report_text import what_was_found
 from dynprune.study._scheduler import Unit, process_pool, run_units
-from dynprune.study._store import PROVENANCE, Store, claim, fingerprint, locked
+from dynprune.study._store import (
+    PROVENANCE,
+    Store,
+    claim,
+    difference,
+    fingerprint,
+    locked,
+)
 from dynprune.study.units._setup import problem_of
 from dynprune.study.units._units import compute, units_of
 from dynprune.tasks import Problem
@@ -70,12 +78,14 @@ class Study:
         return self.findings.results.copy()
 
     def summary(self) -> str:
-        """Return what was found and where the files are, in a few lines."""
-        from dynprune.study._ledger import summary
-
-        lines = [summary(self.ledger)]
+        """Return what was found and where the files are, as a person reads it."""
+        lines = ["", "What was found"]
+        lines += [f"- {line}" for line in what_was_found(self.findings, self.ledger)]
+        lines += ["", "Ledger (verdict, claim, measured [95 %])", summary(self.ledger)]
         lines += [f"not computed: {name}: {why}" for name, why in self.failures.items()]
-        lines.append(f"report: {self.folder / 'report.html'}")
+        lines += ["", f"report   {self.folder / 'report.html'}"]
+        lines += [f"results  {self.folder / 'results.csv'}"]
+        lines += [f"tickets  {self.folder / 'tickets'}"]
         return "\n".join(lines)
 
 
@@ -121,6 +131,8 @@ def run(
     wanted = fingerprint(config, problem_made.fingerprint())
     store = Store(folder=Path(out) if out else default_folder(config))
     say = say or _silent
+    if out is None and not store.folder.exists():
+        _say_what_changed(store.folder, config, say)
     with locked(store.folder):
         complete, news = claim(store, config, wanted)
         for line in news:
@@ -313,6 +325,19 @@ def _check_device(config: Config) -> None:
         raise InvalidInputError(
             f"Device {config.device!r} was asked for, but torch sees no CUDA device. "
             "Use --device cpu, or install a CUDA build of torch."
+        )
+
+
+def _say_what_changed(folder: Path, config: Config, say: Say) -> None:
+    """Name what differs from the newest study of the task in the default place."""
+    others = sorted(
+        folder.parent.glob(f"{config.task}-*/config.toml"),
+        key=lambda path: path.stat().st_mtime,
+    )
+    if others:
+        say(
+            f"The config differs from that of {others[-1].parent} "
+            f"({difference(others[-1], config)}): computing in {folder}."
         )
 
 

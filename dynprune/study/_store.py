@@ -213,9 +213,10 @@ def claim(
         key for key, value in wanted.items() if found["fingerprint"][key] != value
     ]
     if "config" in changed:
+        apart = difference(store.folder / "config.toml", config)
         raise InvalidInputError(
-            f"{store.folder} holds a study of another config "
-            f"({_difference(store, config)}). Choose another --out; nothing changed."
+            f"{store.folder} holds a study of another config ({apart}). Choose another "
+            "--out; nothing was changed."
         )
     if changed:
         aside = _set_aside(store.folder)
@@ -226,6 +227,27 @@ def claim(
         )
     _sweep(store.folder)
     return bool(found.get("complete")), ()
+
+
+def difference(path: Path, config: Config) -> str:
+    """Say in which keys a written config differs.
+
+    Args:
+        path: A config.toml.
+        config: Another config.
+
+    Returns:
+        ``key is value there, value here`` for each, separated by semicolons.
+    """
+    try:
+        other = parse_config(path.read_text()).to_dict()
+    except (OSError, InvalidInputError):
+        return "its config.toml cannot be read"
+    return "; ".join(
+        f"{key} is {other[key]!r} there, {value!r} here"
+        for key, value in config.to_dict().items()
+        if other[key] != value
+    )
 
 
 def _begin(store: Store, config: Config, wanted: Mapping[str, str]) -> None:
@@ -249,18 +271,6 @@ def _refuse_strangers(folder: Path) -> None:
             f"{folder} is not empty and holds no study ({', '.join(strangers[:3])}). "
             "Choose another --out; nothing was changed."
         )
-
-
-def _difference(store: Store, config: Config) -> str:
-    try:
-        other = parse_config((store.folder / "config.toml").read_text()).to_dict()
-    except (OSError, InvalidInputError):
-        return "its config.toml cannot be read"
-    return "; ".join(
-        f"{key} is {other[key]!r} there, {value!r} here"
-        for key, value in config.to_dict().items()
-        if other[key] != value
-    )
 
 
 def _sweep(folder: Path) -> None:

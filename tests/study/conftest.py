@@ -280,6 +280,7 @@ def findings_factory() -> FindingsFactory:
         rng = np.random.default_rng((seed, seeds))
         return Findings(
             config=config,
+            problem=config.task,
             results=pd.DataFrame(result_rows(config, methods, rng)),
             layers=pd.DataFrame(layer_rows(config, methods, layers, rng)),
             flow=flow_of(config, layers, rng),

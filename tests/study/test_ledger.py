@@ -137,6 +137,7 @@ def build(*, seed=0, seeds=5, **fields):
     config = Config(seed=seed, seeds=seeds, densities=DENSITIES, **fields)
     return Findings(
         config=config,
+        problem=config.task,
         results=accuracy_rows(config, rng),
         layers=pd.DataFrame(),
         flow=flow_of(seeds, rng),

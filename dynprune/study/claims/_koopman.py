@@ -60,7 +60,7 @@ def horizon_of(findings: Findings) -> int:
 def _multipliers(findings: Findings) -> Draft:
     key = "multipliers"
     claim = (
-        "Near a minimum, gradient descent has the multipliers 1 - eta lambda: each "
+        "Near a minimum, gradient descent has the multipliers 1 − ηλ: each "
         "mode whose DMD interval and Ritz enclosure are both shorter than the "
         f"distance to the next mode, at least {LEAST_MODES} a seed, has it inside both."
     )
@@ -99,7 +99,7 @@ def _multipliers(findings: Findings) -> Draft:
         measured=mean,
         interval=(low, high),
         seeds=len(ran),
-        unit="largest |mu - (1 - eta lambda)|",
+        unit="largest |μ − (1 − ηλ)|",
         note=note,
     )
 
@@ -121,7 +121,7 @@ def _bound(findings: Findings) -> Draft:
     key, horizon = "forecast-bound", horizon_of(findings)
     claim = (
         "The residual bound holds for the network forecast and says something: "
-        f"measured <= bound <= {SLACK:g} x measured for every seed, {horizon} steps "
+        f"measured ≤ bound ≤ {SLACK:g} × measured for every seed, {horizon} steps "
         "ahead; a larger bound is vacuous."
     )
     pairs = {

@@ -29,7 +29,7 @@ GAP_SHARE = 0.5
 _CONDITIONS = {
     "C1": "gap > 2 Lip of the Hessian's change (inertial manifold)",
     "C3": "cones stay invariant: smallest sharp > largest flat curvature",
-    "C4": "gap of |1 - eta lambda| > 2 eta Lip (gradient descent)",
+    "C4": "gap of |1 − ηλ| > 2 η Lip (gradient descent)",
 }
 _READINGS = {
     "slaving": "d_slave = 1 - k/P",
@@ -139,8 +139,8 @@ def _frozen(findings: Findings) -> Draft:
 def _density(findings: Findings, reading: str, found: Lossless) -> Draft:
     key = f"density-{reading}"
     claim = (
-        f"{_READINGS[reading]} suggests the measured lossless density: lossless <= "
-        "suggestion <= 2 x lossless; above that, or if it prunes less than half of "
+        f"{_READINGS[reading]} suggests the measured lossless density: lossless ≤ "
+        "suggestion ≤ 2 × lossless; above that, or if it prunes less than half of "
         "what can go, it is vacuous. Lossless is the smallest density at which, and "
         "above which, the lower end of the paired 95 % interval of IMP minus dense is "
         "above -0.5 points, interpolated between levels."

@@ -39,7 +39,7 @@ def _constant(flow: RGFlow | None) -> Draft:
     key = "exponents-constant"
     claim = (
         "Shares are power laws of the density: for every group the 95 % interval over "
-        "seeds of the coefficient of (ln 1/d)^2 covers 0 (Holm over groups). Vacuous "
+        "seeds of the coefficient of (ln 1/d)² covers 0 (Holm over groups). Vacuous "
         "if the intervals allow drifts as large as the exponents' spread."
     )
     if flow is None:
@@ -123,7 +123,7 @@ def _prediction(flow: RGFlow | None) -> Draft:
 def _differs(flow: RGFlow | None, control: str) -> Draft:
     key = f"flow-differs-{control}"
     claim = (
-        f"The exponents of IMP differ from those of {_CONTROLS[control]}: p <= .05 by "
+        f"The exponents of IMP differ from those of {_CONTROLS[control]}: p ≤ .05 by "
         "permutation of the labels over all seeds' exponent vectors."
     )
     other = None
