@@ -47,5 +47,11 @@ def plot_eigenvalues(model: "KoopmanModel", ax: "Axes | None") -> "Axes":
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_xlabel(f"Re μ (per {model.dt:g} steps)")
     ax.set_ylabel(f"Im μ (per {model.dt:g} steps)")
-    ax.legend(loc="best", fontsize="small")
+    ax.legend(
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=2,
+        frameon=False,
+        fontsize="small",
+    )
     return ax

@@ -20,9 +20,9 @@ def plot(
         The axes.
     """
     if ax is None:
-        from matplotlib.figure import Figure
+        import matplotlib.pyplot as plt
 
-        ax = Figure(figsize=(6, 4), layout="constrained").subplots()
+        _, ax = plt.subplots(figsize=(6, 4), layout="constrained")
     levels = range(len(densities))
     for name in layer_densities[0]:
         ax.plot(levels, [row[name] for row in layer_densities], marker=".", label=name)

@@ -16,10 +16,10 @@ def plot(layer_densities: Mapping[str, float], density: float, ax: Any = None) -
         The axes.
     """
     if ax is None:
-        from matplotlib.figure import Figure
+        import matplotlib.pyplot as plt
 
         height = 1.2 + 0.25 * len(layer_densities)
-        ax = Figure(figsize=(6, height), layout="constrained").subplots()
+        _, ax = plt.subplots(figsize=(6, height), layout="constrained")
     names = list(layer_densities)
     ax.barh(names, [layer_densities[name] for name in names], color="tab:blue")
     ax.axvline(density, color="black", linestyle="--", label=f"all: {density:.3g}")

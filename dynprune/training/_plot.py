@@ -17,9 +17,9 @@ def plot(ax: Any, *, steps: Tensor, losses: Tensor) -> Any:
         The axes.
     """
     if ax is None:
-        from matplotlib.figure import Figure
+        import matplotlib.pyplot as plt
 
-        ax = Figure(layout="constrained").subplots()
+        _, ax = plt.subplots(layout="constrained")
     ax.plot(steps.numpy(), losses.cpu().double().numpy(), linewidth=0.8)
     ax.set_xlabel("optimiser step")
     ax.set_ylabel("loss of the batch")

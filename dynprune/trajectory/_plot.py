@@ -17,9 +17,9 @@ def plot(ax: Any, *, steps: Tensor, distances: Tensor) -> Any:
         The axes.
     """
     if ax is None:
-        from matplotlib.figure import Figure
+        import matplotlib.pyplot as plt
 
-        ax = Figure(layout="constrained").subplots()
+        _, ax = plt.subplots(layout="constrained")
     ax.plot(steps.numpy(), distances.cpu().double().numpy(), marker=".", markersize=3)
     ax.set_xlabel("optimiser step")
     ax.set_ylabel("distance from the first state, ‖θ(t) − θ(0)‖₂")
