@@ -1,7 +1,7 @@
 """Extreme eigenpairs of a symmetric operator, with enclosures and a test of them."""
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import final, get_args
 
 import torch
 from torch import Tensor
@@ -139,6 +139,7 @@ def eigenpairs(
     return pairs
 
 
+@final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Search:
     which: Which

@@ -1,7 +1,7 @@
 """The loss of a batch as a pure function of parameters and buffers."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, final
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -12,6 +12,7 @@ LossFn = Callable[[Any, Any], Tensor]
 BatchLoss = Callable[[nn.Module, Any], Tensor]
 
 
+@final
 class MeanLoss(nn.Module):
     """Wrap a network and its loss so that ``forward(batch)`` is the mean loss.
 

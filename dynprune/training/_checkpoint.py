@@ -18,7 +18,7 @@ from dynprune.training._progress import Progress
 
 
 @final
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Checkpoint:
     """Where a run's checkpoint lies, and what makes it this run's.
 

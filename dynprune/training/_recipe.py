@@ -38,7 +38,7 @@ class Trainer(Protocol):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Recipe:
     """Say how to train: the arguments of :func:`train` that make a method.
 

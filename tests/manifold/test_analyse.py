@@ -235,7 +235,7 @@ def test_a_report_survives_a_file_and_shows_itself(tmp_path):
         ({"n_fast": 9}, "no gap n_fast=9"),
         ({"final_state": torch.zeros(3).double()}, r"final_state has shape \(3,\)"),
     ],
-    ids=str,
+    ids=["k_max", "samples", "no optimiser", "two starts", "n_fast", "final state"],
 )
 def test_wrong_arguments_are_refused(change, message):
     with pytest.raises(InvalidInputError, match=message):
