@@ -19,9 +19,8 @@ from scipy import stats
 from dynprune.study import parse_config
 from dynprune.study._collect import findings_of
 from dynprune.study._store import Store
-from dynprune.study.figures._figures import figures
-from dynprune.study.units._setup import problem_of
-from dynprune.study.units._units import units_of
+from dynprune.study.figures import figures
+from dynprune.study.units import problem_of, units_of
 
 COPIED = ("config.toml", "ledger.csv", "results.csv", "timings.csv", "provenance.json")
 
@@ -64,8 +63,9 @@ def ledger_table(path: Path) -> str:
     lines = ["| claim | measured | interval | verdict |", "|---|---|---|---|"]
     for line in ledger.itertuples():
         unit = line.unit if isinstance(line.unit, str) else ""
+        claim, unit = line.claim.replace("|", r"\|"), unit.replace("|", r"\|")
         lines.append(
-            f"| {line.claim} | {line.measured:.4g} {unit} "
+            f"| {claim} | {line.measured:.4g} {unit} "
             f"| [{line.low:.4g}, {line.high:.4g}] | {line.verdict} |"
         )
     return "\n".join(lines).replace("[nan, nan]", "–").replace("nan ", "– ")

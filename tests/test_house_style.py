@@ -396,7 +396,9 @@ def test_no_committed_file_names_a_machine():
     assert breaches == {}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name
+)
 def test_notebooks_are_committed_with_outputs(path):
     assert notebook_breaches(json.loads(path.read_text("utf-8"))) == []
 

@@ -1,11 +1,11 @@
 """A study that dies at any rename goes on to the same bytes."""
 
-import concurrent.futures
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from in_process import Here
 
 from dynprune.core import InvalidInputError, files
 from dynprune.study import configure, run
@@ -20,18 +20,6 @@ CONFIG = configure(
     analyses=("multipliers",),
     steps=30,
 )
-
-
-class Here(concurrent.futures.Executor):
-    """Runs each unit at once, in this process."""
-
-    def submit(self, function, /, *args, **kwargs):
-        future = concurrent.futures.Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -1,11 +1,11 @@
 """Every figure and ledger line moves with the data, and falls with its kernel."""
 
-import concurrent.futures
 import dataclasses
 import math
 
 import pytest
 import torch
+from in_process import Here
 from torch import nn
 
 from dynprune.core import generator
@@ -22,18 +22,6 @@ SMALL = configure(
     k_max=8,
     samples=1,
 )
-
-
-class Here(concurrent.futures.Executor):
-    """Runs each unit at once, in this process, where a kernel can be replaced."""
-
-    def submit(self, function, /, *args, **kwargs):
-        future = concurrent.futures.Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
 
 
 def study(folder, config=SMALL, problem=None, **changes):

@@ -1,9 +1,8 @@
 """The whole study on a GPU; skipped where there is none."""
 
-import concurrent.futures
-
 import pytest
 import torch
+from in_process import Here
 
 from dynprune.study import configure, run
 
@@ -11,18 +10,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
 ]
-
-
-class Here(concurrent.futures.Executor):
-    """Runs each unit at once, in this process."""
-
-    def submit(self, function, /, *args, **kwargs):
-        future = concurrent.futures.Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
 
 
 def test_every_method_and_analysis_runs_on_cuda(tmp_path):

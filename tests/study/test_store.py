@@ -1,8 +1,8 @@
-import concurrent.futures
 import dataclasses
 
 import pytest
 import torch
+from in_process import Here
 
 from dynprune.core import InvalidInputError
 from dynprune.study import _run, _store, configure, run
@@ -16,18 +16,6 @@ CONFIG = configure(
     analyses=(),
     steps=25,
 )
-
-
-class Here(concurrent.futures.Executor):
-    """Runs each unit at once, in this process."""
-
-    def submit(self, function, /, *args, **kwargs):
-        future = concurrent.futures.Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
 
 
 @pytest.fixture(autouse=True)
