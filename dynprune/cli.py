@@ -8,7 +8,7 @@ import tyro
 
 from dynprune import study as studies, tasks
 from dynprune._version import __version__
-from dynprune.core import DynPruneError, InvalidInputError
+from dynprune.core import DynPruneError
 
 
 def study(
@@ -86,7 +86,8 @@ def study(
         if name not in {"config", "quick", "download", "out", "jobs"}
     }
     if config is not None:
-        given = _read(config) | {k: v for k, v in given.items() if v is not None}
+        chosen = {k: v for k, v in given.items() if v is not None}
+        given = studies.read_config(config).to_dict() | chosen
     wanted = studies.configure(quick=quick, **given)
     if download:
         tasks.download(wanted.task)
@@ -145,15 +146,6 @@ def main(arguments: list[str] | None = None) -> int:
             "dynprune: stopped; the same command goes on from here.", file=sys.stderr
         )
         return 130
-
-
-def _read(path: Path) -> dict[str, object]:
-    try:
-        return studies.parse_config(path.read_text()).to_dict()
-    except OSError as error:
-        raise InvalidInputError(
-            f"Cannot read the config {path}: {error.strerror}. Check the path."
-        ) from error
 
 
 def _say(text: str) -> None:

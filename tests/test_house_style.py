@@ -6,6 +6,7 @@ at nothing.
 
 import ast
 import dataclasses
+import functools
 import importlib
 import inspect
 import json
@@ -171,6 +172,40 @@ def relative_imports(tree: ast.Module) -> list[str]:
     ]
 
 
+def private_imports(tree: ast.Module, room: str) -> list[str]:
+    """Imports of another room's private files."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not node.module:
+            continue
+        parts = node.module.split(".")
+        if parts[0] != "dynprune" or len(parts) < 3 or parts[1] == room:
+            continue
+        if any(part.startswith("_") for part in parts[2:]):
+            found.append(f"{node.module} in line {node.lineno}")
+    return found
+
+
+def vague_raises(tree: ast.Module) -> list[str]:
+    """Expected errors of dynprune whose message nobody reads."""
+    kinds = {name for name in dynprune.__all__ if name.endswith(("Error", "Warning"))}
+    calls = {
+        id(item.context_expr): item.optional_vars
+        for node in ast.walk(tree)
+        if isinstance(node, ast.With)
+        for item in node.items
+    }
+    return [
+        f"{ast.unparse(node)} in line {node.lineno}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in {"pytest.raises", "pytest.warns"}
+        and kinds & {ast.unparse(part).split(".")[-1] for part in node.args}
+        and not any(keyword.arg == "match" for keyword in node.keywords)
+        and calls.get(id(node)) is None
+    ]
+
+
 def edge_imports(tree: ast.Module) -> list[str]:
     """Imports of the edge libraries that run when the module is imported."""
     found = []
@@ -279,6 +314,24 @@ def notebook_breaches(notebook: dict[str, Any]) -> list[str]:
 )
 def test_no_module_breaks_it(check):
     breaches = {str(path): found for path, tree in modules() if (found := check(tree))}
+    assert breaches == {}
+
+
+def test_rooms_import_each_other_by_the_front_door():
+    breaches = {
+        str(path): found
+        for path, tree in modules()
+        if len(path.parts) > 2 and (found := private_imports(tree, path.parts[1]))
+    }
+    assert breaches == {}
+
+
+def test_every_refusal_is_read():
+    breaches = {
+        path.name: found
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        if (found := vague_raises(ast.parse(path.read_text("utf-8"))))
+    }
     assert breaches == {}
 
 
@@ -429,6 +482,16 @@ def test_there_are_notebooks():
         pytest.param(relative_imports, "from . import a", id="relative"),
         pytest.param(edge_imports, "import pandas as pd", id="import pandas"),
         pytest.param(edge_imports, "from scipy.linalg import eigh", id="from scipy"),
+        pytest.param(
+            functools.partial(private_imports, room="rgflow"),
+            "from dynprune.tickets._ticket import Ticket",
+            id="back door",
+        ),
+        pytest.param(
+            vague_raises,
+            "with pytest.raises(InvalidInputError):\n    f()",
+            id="no match",
+        ),
         pytest.param(forbidden_words, "def f(*, sparsity): ...", id="parameter"),
         pytest.param(forbidden_words, "def saliency(): ...", id="function"),
         pytest.param(forbidden_words, "class A:\n    iterations: int", id="field"),

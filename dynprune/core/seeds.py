@@ -46,8 +46,8 @@ def isolated(seed: int) -> Iterator[None]:
     """Seed the global generators inside the block, restore them after it.
 
     The one place in dynprune that touches the generators of Python, NumPy and torch
-    (every CUDA device that is in use included): model making, a user's loader and
-    dropout read them and leave no choice.
+    (all CUDA devices included, once CUDA is in use): model making, a user's loader
+    and dropout read them and leave no choice.
 
     Args:
         seed: Any integer.
@@ -63,7 +63,10 @@ def isolated(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002, TID251
-        torch.manual_seed(seed % 2**63)  # noqa: TID251
+        if devices:
+            torch.manual_seed(seed % 2**63)  # noqa: TID251
+        else:  # that would replace the user's seed that waits for an unused GPU
+            torch.default_generator.manual_seed(seed % 2**63)
         try:
             yield
         finally:

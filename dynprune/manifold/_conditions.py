@@ -205,8 +205,8 @@ def step_condition(
     slow: beyond :math:`\eta\lambda = 1` sharp directions become slow, and at
     :math:`\eta\lambda_1 \approx 2` the sharpest is the slowest. Directions beyond the
     known pairs have :math:`|1 - \eta\lambda| \ge 1 - \eta\lambda_K` if
-    :math:`\eta\lambda_K \le 1`; otherwise the split is unknown and the answer is "not
-    applicable".
+    :math:`\eta\lambda_K \le 1`; otherwise, or if the K-th direction is itself one of
+    the fast ones, the split is unknown and the answer is "not applicable".
 
     Args:
         pairs: The K sharpest eigenpairs, K > k.
@@ -246,6 +246,9 @@ def step_condition(
     last = learning_rate * float(pairs.values[-1])
     if last > 1.0 and len(pairs) < pairs.size:
         note = f"η λ_{len(pairs)} = {last:.3g} > 1: multipliers beyond it are unknown"
+        return _not_applicable("C4", n_fast, radius, gap, 0, note)
+    if 1.0 - last <= float(sizes[n_fast - 1]) and len(pairs) < pairs.size:
+        note = f"the pair {len(pairs)} is fast: slower ones beyond it are unknown"
         return _not_applicable("C4", n_fast, radius, gap, 0, note)
     margin = gap - 2.0 * learning_rate * lipschitz
     return ConditionCheck(

@@ -81,7 +81,7 @@ def eigenpairs(
 
     Raises:
         InvalidInputError: For k, which, tol, block or budget out of range, starts of
-            the wrong shape, or products that are not finite.
+            the wrong shape, or starts or products that are not finite.
         AssumptionError: If the operator is not symmetric.
         ConvergenceError: If ``throw`` and the tolerance was not met; carries the pairs.
 
@@ -196,6 +196,10 @@ def _check(
         raise InvalidInputError(
             f"start has shape {tuple(start.shape)}. Pass ({op.size}, b)."
         )
+    if start is not None and not bool(torch.isfinite(start).all()):
+        raise InvalidInputError(
+            "start holds NaN or infinity. Pass finite vectors, or leave it out."
+        )
     wide = max(block, _TEST_BLOCK) if completeness else block
     wide = max(wide, start.shape[1] + 1 if start is not None else 0)
     budget = max(2000.0, 100.0 * k) if max_matvecs is None else float(max_matvecs)
@@ -263,7 +267,8 @@ def _first_block(
         return random_block(op, block, seed=seed)
     given = start.detach().to(device=op.device, dtype=op.dtype)
     fill = random_block(op, block - given.shape[1], seed=seed)
-    return torch.cat([given / given.norm(dim=0).clamp_min(1e-300), fill], 1)
+    tiny = torch.finfo(op.dtype).tiny
+    return torch.cat([given / given.norm(dim=0).clamp_min(tiny), fill], 1)
 
 
 def _test(

@@ -6,6 +6,7 @@ from dynprune.study._config import (
     Config,
     configure,
     parse_config,
+    read_config,
 )
 from dynprune.study._doctor import doctor
 from dynprune.study._findings import VERDICTS, Findings, LedgerLine
@@ -24,6 +25,7 @@ __all__ = [
     "doctor",
     "ledger",
     "parse_config",
+    "read_config",
     "report",
     "run",
 ]

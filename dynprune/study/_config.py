@@ -6,6 +6,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 from dynprune.core import InvalidInputError, unknown
@@ -260,6 +261,28 @@ def parse_config(text: str) -> Config:
     return configure(**plain)
 
 
+def read_config(path: Path) -> Config:
+    """Read a config.toml from a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The config.
+
+    Raises:
+        InvalidInputError: If it cannot be read, is not TOML or has an unknown key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise InvalidInputError(
+            f"Cannot read the config {path}: {why}. Check the path."
+        ) from error
+    return parse_config(text)
+
+
 def _coerce(name: str, value: Any) -> Any:
     kind = Config.__dataclass_fields__[name].type
     try:
@@ -294,6 +317,11 @@ def _check_densities(densities: tuple[float, ...], compared: tuple[float, ...]) 
         raise InvalidInputError(
             f"Densities must start at 1 and decrease; found: {text}. Sort them from "
             "dense to sparse."
+        )
+    if len({f"{density:g}" for density in densities}) < len(densities):
+        raise InvalidInputError(
+            f"Densities {text} agree in six digits, which name the tickets' files. "
+            "Space them wider."
         )
     if len(densities) < 2:
         raise InvalidInputError("A study needs at least one density below 1.")
@@ -332,7 +360,7 @@ def _check_numbers(config: Config) -> None:
                 f"{name} is {getattr(config, name)}, not below steps = {config.steps}."
             )
     kind, _, index = config.device.partition(":")
-    if kind not in {"cpu", "cuda", "mps"} or (index and not index.isdigit()):
+    if kind not in {"cpu", "cuda"} or (index and not index.isdigit()):
         raise InvalidInputError(
             f"Unknown device {config.device!r}. Use cpu, cuda or cuda:0."
         )

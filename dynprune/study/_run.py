@@ -25,7 +25,7 @@ from dynprune.study._collect import (
     result_rows,
     to_csv,
 )
-from dynprune.study._config import Config, parse_config
+from dynprune.study._config import Config, read_config
 from dynprune.study._findings import Findings, LedgerLine
 from dynprune.study._ledger import ledger, summary
 from dynprune.study._report import write_report
@@ -39,6 +39,7 @@ from dynprune.study._store import (
     fingerprint,
     locked,
 )
+from dynprune.study.units._door import check_problem
 from dynprune.study.units._setup import problem_of
 from dynprune.study.units._units import compute, units_of
 from dynprune.tasks import Problem
@@ -127,7 +128,10 @@ def run(
     """  # noqa: DOC502 - raised below
     config = config or Config()
     _check_device(config)
+    if jobs is not None and jobs < 1:
+        raise InvalidInputError(f"jobs is {jobs}; use at least 1.")
     problem_made = problem or problem_of(config)
+    check_problem(problem_made, config)
     wanted = fingerprint(config, problem_made.fingerprint())
     store = Store(folder=Path(out) if out else default_folder(config))
     say = say or _silent
@@ -178,13 +182,7 @@ def report(folder: str | os.PathLike[str], problem: Problem | None = None) -> Pa
             f"{folder} holds no dynprune study. Pass the folder that `dynprune study` "
             "printed."
         )
-    try:
-        config = parse_config((store.folder / "config.toml").read_text())
-    except OSError as error:
-        raise InvalidInputError(
-            f"{folder} has no readable config.toml ({error.strerror}). Run the study "
-            "again."
-        ) from error
+    config = read_config(store.folder / "config.toml")
     units = units_of(config)
     missing = [unit.name for unit in units if store.read_unit(unit.name) is None]
     if missing:
@@ -267,12 +265,11 @@ def _compute(
     *,
     progress: bool,
 ) -> None:
+    import loky
     from tqdm import tqdm
 
+    jobs = jobs or int(loky.cpu_count())
     wanted = [unit for unit in units if unit.name not in done]
-    jobs = jobs or len(os.sched_getaffinity(0))
-    if jobs < 1:
-        raise InvalidInputError(f"jobs is {jobs}; use at least 1.")
     with tqdm(
         total=round(sum(unit.weight for unit in wanted)),
         desc=f"study of {config.task}",
@@ -321,10 +318,17 @@ def _provenance(config: Config, wanted: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _check_device(config: Config) -> None:
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
+    kind, _, index = config.device.partition(":")
+    if kind == "cuda" and not torch.cuda.is_available():
         raise InvalidInputError(
             f"Device {config.device!r} was asked for, but torch sees no CUDA device. "
             "Use --device cpu, or install a CUDA build of torch."
+        )
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise InvalidInputError(
+            f"Device {config.device!r} was asked for, but torch sees "
+            f"{torch.cuda.device_count()} CUDA device(s), counted from 0. Use one of "
+            "those."
         )
 
 

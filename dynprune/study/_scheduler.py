@@ -1,9 +1,13 @@
 """Units of work over an executor: each once, in order of need, past crashes."""
 
 import concurrent.futures
+import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from pickle import PicklingError  # noqa: TID251 - only to catch what loky raises
 from typing import Any, final
 
 from dynprune.core import DynPruneError, InvalidInputError
@@ -44,9 +48,23 @@ def process_pool(jobs: int) -> Executor:
 
     threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     pool: Executor = loky.ProcessPoolExecutor(
-        max_workers=jobs, env=dict.fromkeys(threads, "1"), timeout=600
+        max_workers=jobs,
+        env=dict.fromkeys(threads, "1"),
+        timeout=600,
+        initializer=_end_with,
+        initargs=(os.getpid(),),
     )
     return pool
+
+
+def _end_with(parent: int) -> None:
+    # a worker whose study was killed must not write to its folder any more
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_units(
@@ -70,7 +88,8 @@ def run_units(
         on_done: Called in this process after each unit.
 
     Raises:
-        InvalidInputError: If the pool breaks a fourth time.
+        InvalidInputError: If the pool breaks a fourth time, or the work cannot be sent
+            to it.
     """
     finished = set(done)
     missing = {unit.name: unit for unit in units if unit.name not in finished}
@@ -87,6 +106,13 @@ def run_units(
                     f"The worker processes died {breaks} times ({error}). Is memory "
                     "short? Try --jobs 1; what is done is kept."
                 ) from error
+        except PicklingError as error:
+            _stop(executor)
+            raise InvalidInputError(
+                f"The problem cannot be sent to worker processes ({error.__cause__}). "
+                "Keep locks, open files and the like out of its model, loss, metric "
+                "and data, or pass an executor of threads."
+            ) from error
         except BaseException:
             _stop(executor)
             raise

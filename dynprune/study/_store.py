@@ -13,7 +13,7 @@ import tomli_w
 import torch
 
 from dynprune.core import InvalidInputError, files as core_files, write_atomic
-from dynprune.study._config import Config, parse_config
+from dynprune.study._config import Config, read_config
 
 PROVENANCE = "provenance.json"
 _OURS = (
@@ -240,8 +240,8 @@ def difference(path: Path, config: Config) -> str:
         ``key is value there, value here`` for each, separated by semicolons.
     """
     try:
-        other = parse_config(path.read_text()).to_dict()
-    except (OSError, InvalidInputError):
+        other = read_config(path).to_dict()
+    except InvalidInputError:
         return "its config.toml cannot be read"
     return "; ".join(
         f"{key} is {other[key]!r} there, {value!r} here"

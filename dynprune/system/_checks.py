@@ -17,7 +17,10 @@ def check_loss(
     r"""Refuse a loss that is not finite or not a mean over examples.
 
     With parts of sizes :math:`n_1 + n_2 = n` a mean satisfies
-    :math:`n L = n_1 L_1 + n_2 L_2`; a sum and a class-weighted mean do not.
+    :math:`n L = n_1 L_1 + n_2 L_2`; a sum and a class-weighted mean do not. Class
+    weights may all but cancel in a large batch, so pairs of examples of different
+    targets are split, too: there the weights :math:`w` are off by the factor
+    :math:`(w_1 - w_2) / (w_1 + w_2)`.
 
     Args:
         mean: The loss of a batch, without gradients.
@@ -37,20 +40,37 @@ def check_loss(
         _finite(whole)
         if not steady() or abs(float(mean((x, y))) - whole) > 1e-6 * abs(whole):
             return  # stochastic: the determinism probe will say why
-        n = len(y)
-        rtol = max(float(torch.finfo(_dtype(x)).eps) ** 0.5, 1e-6)
-        for cut in {1, n // 3} - {0, n}:
-            head = float(mean((x[:cut], y[:cut])))
-            tail = float(mean((x[cut:], y[cut:])))
-            split = (cut * head + (n - cut) * tail) / n
-            if abs(split - whole) > 2 * rtol * max(abs(whole), abs(head), abs(tail)):
-                raise InvalidInputError(
-                    f"The loss is not a mean over examples: a batch of {n} gives "
-                    f"{whole:.6g}, its parts of {cut} and {n - cut} average to "
-                    f"{split:.6g}. Use reduction='mean' without class weights and "
-                    "without batch statistics, or pass batch_loss and batch_weight "
-                    "(for class weights: the sum of the weights of the batch)."
-                )
+        for cut in {1, len(y) // 3} - {0, len(y)}:
+            _compare(mean, x, y, cut, whole)
+        for other in _others(y):
+            pair = torch.tensor([0, other], device=y.device)
+            two = x[pair.to(x.device)], y[pair]
+            _compare(mean, *two, 1, float(mean(two)))
+
+
+def _compare(
+    mean: Callable[[Any], Tensor], x: Tensor, y: Tensor, cut: int, whole: float
+) -> None:
+    n = len(y)
+    rtol = max(float(torch.finfo(_dtype(x)).eps) ** 0.5, 1e-6)
+    head = float(mean((x[:cut], y[:cut])))
+    tail = float(mean((x[cut:], y[cut:])))
+    split = (cut * head + (n - cut) * tail) / n
+    if abs(split - whole) > 2 * rtol * max(abs(whole), abs(head), abs(tail)):
+        raise InvalidInputError(
+            f"The loss is not a mean over examples: a batch of {n} gives {whole:.6g}, "
+            f"its parts of {cut} and {n - cut} average to {split:.6g}. Use "
+            "reduction='mean' without class weights and without batch statistics, or "
+            "pass batch_loss and batch_weight (for class weights: the sum of the "
+            "weights of the batch)."
+        )
+
+
+def _others(y: Tensor) -> list[int]:
+    # three examples at most whose targets are not the first one's
+    differs = (y != y[0]).reshape(len(y), -1).any(1).nonzero().reshape(-1)
+    found = differs[[0, len(differs) // 2, -1]] if len(differs) else differs
+    return sorted(set(found.tolist()))
 
 
 def _is_pair(batch: Any) -> bool:

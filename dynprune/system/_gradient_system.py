@@ -70,7 +70,8 @@ class GradientSystem:
             several devices or of several dtypes.
 
     Cost:
-        Up to six forward passes over at most 256 examples, for the checks.
+        Up to six forward passes over at most 256 examples, and nine over one or two,
+        for the checks.
 
     Example:
         >>> x, y = torch.eye(2), torch.tensor([[1.0], [0.0]])

@@ -265,3 +265,15 @@ def test_a_step_needs_a_positive_rate_and_a_segment_a_length():
         )
     with pytest.raises(InvalidInputError, match=r"has norm 0\.0"):
         manifold.difference_quotients(system, system.state, torch.zeros(6).double())
+
+
+def test_unknown_multipliers_close_the_split_when_the_last_known_pair_is_fast():
+    # η λ = 1.9, 1.84, .3 known and .28 not: the smallest known multiplier is .7, the
+    # next of all is .72, not the .84 that the known ones suggest
+    op = MatrixOperator(torch.diag(torch.tensor([9.5, 9.2, 1.5, 1.4, 0.1])).double())
+    rule = {"learning_rate": 0.2, "lipschitz": 0.0, "radius": 1.0}
+    found = manifold.step_condition(eigenpairs(op, 3), n_fast=1, **rule)
+    assert found.verdict == "not applicable"
+    whole = manifold.step_condition(eigenpairs(op, 5), n_fast=1, **rule)
+    assert whole.margin == pytest.approx(0.02)
+    assert whole.verdict == "not refuted"

@@ -280,6 +280,7 @@ def test_the_budget_is_kept_and_the_partial_result_carried():
         ({"outside": torch.ones(300, 2).double()}, "not orthonormal"),
         ({"outside": torch.ones(3, 2).double()}, r"outside has shape \(3, 2\)"),
         ({"start": torch.ones(3, 2).double()}, r"start has shape \(3, 2\)"),
+        ({"start": torch.full((300, 1), torch.nan).double()}, "start holds NaN"),
     ],
     ids=str,
 )
@@ -349,3 +350,11 @@ def test_a_gpu_gives_the_same_pairs():
     assert torch.allclose(found.values.cpu(), here.values, rtol=0.0, atol=1e-8)
     found.summary()
     found.to_frame()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_start_that_is_zero_is_no_start(dtype):
+    op = MatrixOperator(torch.diag(torch.linspace(1.0, 9.0, 200, dtype=dtype)))
+    start = torch.zeros(200, 1, dtype=dtype)
+    found = eigenpairs(op, 1, start=start, tol=1e-4)
+    assert float(found.values[0]) == pytest.approx(9.0, abs=1e-3)

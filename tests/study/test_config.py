@@ -60,6 +60,8 @@ REFUSED = {
     "rate": (dict(learning_rate=0.0), "use a positive number"),
     "NaN rate": (dict(learning_rate=float("nan")), "use a positive number"),
     "rewind": (dict(rewind_step=600), "not below steps"),
+    "colliding": (dict(densities=(1.0, 0.1, 0.1 - 1e-9)), "agree in six digits"),
+    "mps": (dict(device="mps"), "Unknown device 'mps'"),
     "device": (dict(device="gpu"), "Unknown device 'gpu'"),
 }
 

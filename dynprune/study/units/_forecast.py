@@ -7,7 +7,13 @@ from torch import Tensor
 
 from dynprune import koopman
 from dynprune.study._config import Config
-from dynprune.study.units._setup import finite, recipe_of, seed_of, system_of
+from dynprune.study.units._setup import (
+    finite,
+    named_state,
+    recipe_of,
+    seed_of,
+    system_of,
+)
 from dynprune.system import GradientSystem
 from dynprune.tasks import Problem
 from dynprune.training import Run, evaluate
@@ -79,7 +85,7 @@ def _measures(
     problem: Problem, system: GradientSystem, run: Run, states: Tensor
 ) -> dict[str, list[float | None]]:
     found = [
-        evaluate(system.unflatten(state), problem, "test", buffers=run.buffers)
+        evaluate(named_state(system, state), problem, "test", buffers=run.buffers)
         for state in states.T
     ]
     return {

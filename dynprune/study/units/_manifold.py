@@ -171,4 +171,6 @@ def _run_to(system: GradientSystem, config: Config, seed: int, step: int) -> Run
 
 
 def _is_gradient_descent(config: Config) -> bool:
-    return config.optimizer == "sgd" and config.momentum == 0.0
+    # weight decay would make the multipliers 1 - η(λ + wd), with λ of the bare Hessian
+    plain = config.momentum == config.weight_decay == 0.0
+    return config.optimizer == "sgd" and plain

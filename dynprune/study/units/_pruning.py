@@ -158,9 +158,11 @@ def _maker(
             Ticket.load(ticket_path(folder, "imp", density, seed)), state, buffers
         )
     if method == "magnitude-trained":
-        dense = IMPRun.load(run_path(folder, seed)).levels[0]
+        run = IMPRun.load(run_path(folder, seed))
+        state = run.levels[0].state
+        spent = run.tickets[0].cost + run.levels[0].cost  # to the rewind step, and on
         return lambda density: pruning.magnitude(
-            system, density=density, state=dense.state, cost=dense.cost
+            system, density=density, state=state, cost=spent
         )
     if method == "manifold":
         report = manifold.analyse(

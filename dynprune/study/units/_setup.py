@@ -155,22 +155,39 @@ def train_ticket(
     Returns:
         One row of results.csv.
     """
+    masked = system.with_ticket(ticket)
     run: Run = recipe_of(config)(
-        system.with_ticket(ticket),
+        masked,
         seed=seed_of(config, "order", seed),
         start_step=start_step,
     )
-    state = system.with_ticket(ticket).unflatten(run.state)
     return row_of(
         problem,
         config,
-        state,
+        named_state(masked, run.state),
         run.buffers,
         method=method,
         density=density,
         seed=seed,
         cost=ticket.cost + run.cost,
     )
+
+
+def named_state(system: GradientSystem, vector: Tensor) -> dict[str, Tensor]:
+    """Return all parameters of a system's network at a state.
+
+    Frozen parameters are those of the system: a problem's model of another seed may
+    have others.
+
+    Args:
+        system: The system.
+        vector: Its coordinates, shape ``(P,)``.
+
+    Returns:
+        Name to tensor; pruned weights are zero.
+    """
+    own = system.module.named_parameters()
+    return {name: part.detach() for name, part in own} | system.unflatten(vector)
 
 
 def row_of(

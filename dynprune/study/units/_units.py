@@ -1,5 +1,6 @@
 """The units of a study, and how a worker computes one."""
 
+import contextlib
 import platform
 import time
 import warnings
@@ -18,6 +19,7 @@ from dynprune.core import (
 from dynprune.study._config import Config
 from dynprune.study._scheduler import Unit
 from dynprune.study._store import Store
+from dynprune.study.units._door import explained
 from dynprune.study.units._pruning import imp_unit, method_unit
 from dynprune.study.units._setup import problem_of
 from dynprune.study.units._theory import analysis_unit
@@ -67,8 +69,10 @@ def compute(
     torch.set_num_threads(1)
     start = time.perf_counter()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.ExitStack() as scope:
             warnings.simplefilter("ignore", DynPruneWarning)  # the ledger says it
+            if problem is not None or config.data or config.loss:
+                scope.enter_context(explained(f"Unit {unit.name}"))
             rows, facts, files = _left(unit, config, folder, problem)
     finally:
         torch.set_num_threads(threads)
@@ -81,9 +85,15 @@ def compute(
 def _left(
     unit: Unit, config: Config, folder: Path, problem: Problem | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[Path]]:
+    for other in unit.after:
+        if "error" in (Store(folder=folder).read_unit(other) or {}).get("facts", {}):
+            return [], {"error": f"It starts from {other}, which was not computed."}, []
     made = problem or problem_of(config)
     if unit.kind == "imp":
-        return imp_unit(made, config, unit.seed, folder)
+        try:
+            return imp_unit(made, config, unit.seed, folder)
+        except ConvergenceError as error:
+            raise ConvergenceError(f"Unit {unit.name}: {error}") from error
     try:
         if unit.kind in config.methods:
             return method_unit(made, config, unit.kind, unit.seed, folder)
