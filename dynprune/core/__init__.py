@@ -17,7 +17,7 @@ from dynprune.core.names import unknown
 from dynprune.core.outcome import Outcome
 from dynprune.core.progress import track
 from dynprune.core.provenance import Provenance
-from dynprune.core.seeds import derive_seed, generator, isolated
+from dynprune.core.seeds import derive_seed, generator, isolated, seeded_generators
 from dynprune.core.shapes import Basis, Snapshots, Square, Values, Vector
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "isolated",
     "load_tensors",
     "save_tensors",
+    "seeded_generators",
     "track",
     "unknown",
     "write_atomic",

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 
 def generator(seed: int) -> torch.Generator:
@@ -72,3 +73,30 @@ def isolated(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextmanager
+def seeded_generators(data: object, seed: int) -> Iterator[None]:
+    """Seed the generators that a user gave a loader, restore them after the block.
+
+    Args:
+        data: Anything; only a DataLoader has such generators.
+        seed: What they start from.
+
+    Yields:
+        Nothing.
+    """
+    parts: list[object] = []
+    if isinstance(data, DataLoader):
+        batcher = data.batch_sampler
+        parts = [data, data.sampler, batcher, getattr(batcher, "sampler", None)]
+    found = [getattr(part, "generator", None) for part in parts]
+    sources = [source for source in found if isinstance(source, torch.Generator)]
+    states = [source.get_state() for source in sources]
+    try:
+        for source in sources:
+            source.manual_seed(seed)
+        yield
+    finally:
+        for source, state in zip(sources, states, strict=True):
+            source.set_state(state)

@@ -125,7 +125,7 @@ def run(
 
     Cost:
         One training for each (method, density, seed), the analyses aside.
-    """  # noqa: DOC502 - raised below
+    """
     config = config or Config()
     _check_device(config)
     if jobs is not None and jobs < 1:

@@ -6,7 +6,6 @@ from dynprune.system._batches import (
     is_resident,
     length,
     read,
-    seeded_generators,
 )
 from dynprune.system._gradient_system import GradientSystem
 from dynprune.system._mean_loss import BatchLoss, LossFn
@@ -20,5 +19,4 @@ __all__ = [
     "is_resident",
     "length",
     "read",
-    "seeded_generators",
 ]

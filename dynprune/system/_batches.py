@@ -2,15 +2,18 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader
 
-from dynprune.core import InvalidInputError, derive_seed, isolated
+from dynprune.core import (
+    InvalidInputError,
+    derive_seed,
+    isolated,
+    seeded_generators,
+)
 
 BatchWeight = Callable[[Any], float]
 _END = object()
@@ -143,30 +146,3 @@ def read(
             if batch is _END:
                 return
             yield place(batch, dtype=dtype, device=device)
-
-
-@contextmanager
-def seeded_generators(data: object, seed: int) -> Iterator[None]:
-    """Seed the generators that a user gave a loader, restore them after the block.
-
-    Args:
-        data: Anything; only a DataLoader has such generators.
-        seed: What they start from.
-
-    Yields:
-        Nothing.
-    """
-    parts: list[object] = []
-    if isinstance(data, DataLoader):
-        batcher = data.batch_sampler
-        parts = [data, data.sampler, batcher, getattr(batcher, "sampler", None)]
-    found = [getattr(part, "generator", None) for part in parts]
-    sources = [source for source in found if isinstance(source, torch.Generator)]
-    states = [source.get_state() for source in sources]
-    try:
-        for source in sources:
-            source.manual_seed(seed)
-        yield
-    finally:
-        for source, state in zip(sources, states, strict=True):
-            source.set_state(state)

@@ -30,7 +30,7 @@ def check_loss(
     Raises:
         InvalidInputError: If the loss is NaN or infinite, or the split batch
             disagrees with the whole one.
-    """
+    """  # noqa: DOC502 - raised by the parts
     with torch.no_grad():
         if not _is_pair(batch):
             _finite(float(mean(batch)))

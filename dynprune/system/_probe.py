@@ -1,12 +1,13 @@
 """The determinism probe: two passes must agree, or the culprit is named."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from dynprune.core import NotDeterministicError
+from dynprune.core import InvalidInputError, NotDeterministicError
 
 if TYPE_CHECKING:
     from dynprune.system._gradient_system import GradientSystem
@@ -23,6 +24,7 @@ def probe(system: "GradientSystem") -> None:
 
     Raises:
         NotDeterministicError: If they differ; the message names the cause.
+        InvalidInputError: If the gradient is NaN or infinite; says in which batch.
 
     Cost:
         Two gradients.
@@ -42,11 +44,26 @@ def probe(system: "GradientSystem") -> None:
     system.module.eval()
     if not moved and not training and change <= tolerance:
         return
+    if not bool(torch.isfinite(first).all()):
+        raise InvalidInputError(
+            "A Hessian or flow was asked where the gradient is not finite"
+            f"{_where(twin)}. Look for NaN and overflow in the data and the state."
+        )
     raise NotDeterministicError(
         f"A Hessian or flow was asked of a loss whose gradient moved by {change:.1e} "
         f"(relative) between two passes over the data. Cause: "
         f"{_cause(system, moved, training)}"
     )
+
+
+def _where(system: "GradientSystem") -> str:
+    named, buffers = system.unflatten(system.state), system.buffers
+    with torch.no_grad():
+        for index, batch in enumerate(system.batches()):
+            loss = float(system.batch_mean(named, buffers, batch))
+            if not math.isfinite(loss):
+                return f": the loss of batch {index} is {loss}"
+    return ", though the loss of each batch is"
 
 
 def _cause(system: "GradientSystem", moved: list[str], training: list[str]) -> str:

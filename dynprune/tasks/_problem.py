@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from dynprune.core import InvalidInputError, isolated, unknown
+from dynprune.core import InvalidInputError, isolated, seeded_generators, unknown
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 SPLITS = ("train", "validation", "test")
@@ -183,10 +183,10 @@ class Problem:
         digest = hashlib.sha256()
         for part in (self.loss_fn, self.metric, self.batch_loss, self.batch_weight):
             digest.update(_name_of(part).encode())
-        with isolated(0):
-            for split in SPLITS:
-                digest.update(split.encode())
-                data = getattr(self, split)
+        for split in SPLITS:
+            digest.update(split.encode())
+            data = getattr(self, split)
+            with isolated(0), seeded_generators(data, 0):
                 for batch in (data,) if is_pair(data) else data:
                     _hash_batch(digest, batch)
         model = self.model(0)

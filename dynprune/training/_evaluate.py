@@ -7,7 +7,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from dynprune.core import Coordinates, InvalidInputError, Provenance, isolated
+from dynprune.core import (
+    Coordinates,
+    InvalidInputError,
+    Provenance,
+    isolated,
+    seeded_generators,
+)
 from dynprune.system import (
     BatchLoss,
     BatchWeight,
@@ -15,7 +21,6 @@ from dynprune.system import (
     check_data,
     length,
     read,
-    seeded_generators,
 )
 from dynprune.training._results import Evaluation, Run
 

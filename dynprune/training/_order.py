@@ -9,8 +9,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from dynprune.core import InvalidInputError, derive_seed, generator
-from dynprune.system import GradientSystem, seeded_generators
+from dynprune.core import InvalidInputError, derive_seed, generator, seeded_generators
+from dynprune.system import GradientSystem
 
 _GATHERED_BYTES = 2**28
 

@@ -14,9 +14,10 @@ from dynprune.core import (
     Provenance,
     derive_seed,
     isolated,
+    seeded_generators,
     track,
 )
-from dynprune.system import GradientSystem, is_resident, seeded_generators
+from dynprune.system import GradientSystem, is_resident
 from dynprune.training import _files
 from dynprune.training._checkpoint import Checkpoint, identify
 from dynprune.training._mover import Mover, OptimizerFactory, Schedule

@@ -298,7 +298,10 @@ def test_a_disk_that_takes_no_more(folder, capsys):
 def workers(of):
     """Return the ids of the worker processes that a process has now."""
     listed = subprocess.run(
-        ["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True
+        ["ps", "-ww", "-eo", "pid,ppid,args"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
     rows = [line.split(maxsplit=2) for line in listed[1:]]
     return [int(r[0]) for r in rows if int(r[1]) == of and "LokyProcess" in r[2]]

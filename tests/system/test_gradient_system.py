@@ -192,3 +192,26 @@ def test_flow_refuses_times_and_states():
         system.flow([1.0, 0.0])
     with pytest.raises(InvalidInputError, match="state of shape"):
         system.loss(torch.zeros(7))
+
+
+def test_no_class_weights_slip_through():
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(1))
+    data = x, (x.sum(1) > 0).long()
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 1.5]))
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+        for part in net.parameters():
+            nn.init.uniform_(part.data, -0.5, 0.5, generator=generator)
+        with pytest.raises(InvalidInputError, match="not a mean over examples"):
+            GradientSystem(net, loss, data)
+        GradientSystem(net, CROSS, data)
+
+
+def test_nan_in_a_later_batch_is_named_and_no_loader_blamed():
+    model, (x, y), _ = linear_regression()
+    x = x.clone()
+    x[-1] = math.nan
+    system = GradientSystem(model, half_squares, [(x[:8], y[:8]), (x[8:], y[8:])])
+    with pytest.raises(InvalidInputError, match="the loss of batch 1 is nan"):
+        system.flow(torch.tensor([0.0, 1.0]))

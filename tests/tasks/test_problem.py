@@ -138,3 +138,24 @@ def test_problem_goes_through_a_process_boundary():
 
     problem = digits("mlp:4")
     assert loads(bytes(dumps(problem))).fingerprint() == problem.fingerprint()
+
+
+def test_the_fingerprint_of_a_shuffling_loader_is_the_same_each_time():
+    generator = torch.Generator().manual_seed(3)
+    data = torch.randn(20, 2), torch.randint(0, 2, (20,))
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(*data),
+        batch_size=8,
+        shuffle=True,
+        generator=generator,
+    )
+    problem = Problem(
+        make_model=lambda seed: nn.Linear(2, 2),
+        loss_fn=nn.functional.cross_entropy,
+        train=loader,
+        validation=data,
+        test=data,
+    )
+    before = generator.get_state()
+    assert problem.fingerprint() == problem.fingerprint()
+    assert torch.equal(generator.get_state(), before)
