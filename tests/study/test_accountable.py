@@ -64,10 +64,19 @@ def test_another_seed_changes_every_figure_and_every_number(base, tmp_path):
         assert numbers[0] != numbers[1], f"{one.key} did not change: {numbers[0]}"
 
 
-def noise(like: torch.Tensor, seed=[0]) -> torch.Tensor:  # noqa: B006 - a counter
-    seed[0] += 1
-    drawn = torch.randn(like.shape, generator=generator(seed[0]), dtype=torch.float64)
+DRAWS = [0]
+
+
+def noise(like: torch.Tensor) -> torch.Tensor:
+    DRAWS[0] += 1
+    drawn = torch.randn(like.shape, generator=generator(DRAWS[0]), dtype=torch.float64)
     return drawn.to(like)
+
+
+@pytest.fixture(autouse=True)
+def _same_noise():
+    """Without it each test's verdicts would hang on the draws of those before it."""
+    DRAWS[0] = 0
 
 
 def _products(monkeypatch):
