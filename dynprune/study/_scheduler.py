@@ -108,8 +108,9 @@ def run_units(
                 ) from error
         except PicklingError as error:
             _stop(executor)
+            *_, why = str(error.__cause__ or error).strip('" \n').splitlines()
             raise InvalidInputError(
-                f"The problem cannot be sent to worker processes ({error.__cause__}). "
+                f"The problem cannot be sent to worker processes ({why}). "
                 "Keep locks, open files and the like out of its model, loss, metric "
                 "and data, or pass an executor of threads."
             ) from error

@@ -2,8 +2,11 @@
 
 import functools
 import hashlib
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -171,8 +174,9 @@ class Problem:
         """Return a hash of all that is known of the problem.
 
         SHA-256 over the bytes, shapes and dtypes of the three splits, the description
-        and the initial state of ``model(0)``, and the names of the loss and the
-        metric. Loaders are read once, under ``core.isolated(0)``.
+        and the initial state of ``model(0)``, the names of the loss and the metric,
+        and the source files of the user's own functions. Loaders are read once, under
+        ``core.isolated(0)``.
 
         Returns:
             64 hexadecimal digits.
@@ -183,6 +187,8 @@ class Problem:
         digest = hashlib.sha256()
         for part in (self.loss_fn, self.metric, self.batch_loss, self.batch_weight):
             digest.update(_name_of(part).encode())
+        for source in self._sources():
+            digest.update(source)
         for split in SPLITS:
             digest.update(split.encode())
             data = getattr(self, split)
@@ -195,6 +201,16 @@ class Problem:
             digest.update(name.encode())
             _hash_batch(digest, tensor)
         return digest.hexdigest()
+
+    def _sources(self) -> Iterator[bytes]:
+        parts = (self.make_model, self.loss_fn, self.metric, self.batch_loss)
+        named = {value.partition(":")[0] for _, value in self.origin if ":" in value}
+        named |= {_module_of(part) for part in (*parts, self.batch_weight)}
+        for name in sorted(named):
+            file = getattr(sys.modules.get(name), "__file__", None)
+            own = name.partition(".")[0] not in {"dynprune", "torch", "builtins"}
+            if own and file is not None and os.path.exists(file):
+                yield Path(file).read_bytes()
 
 
 def is_pair(data: object) -> bool:
@@ -243,6 +259,12 @@ def check_split(data: Any, *, name: str) -> None:
             f"The {name} split is a {type(data).__name__}, expected (x, y) tensors or "
             "a re-iterable of batches. Pass (x, y), a DataLoader, or a list of batches."
         )
+
+
+def _module_of(part: object) -> str:
+    while isinstance(part, functools.partial):
+        part = part.func
+    return str(getattr(part, "__module__", ""))
 
 
 def _name_of(part: object) -> str:

@@ -49,6 +49,7 @@ def test_kill_at_random_moments(tmp_path):
     draw = random.Random(seed)
     folder, kills, finished = tmp_path / "killed-0", 0, 0
     while kills < KILLS:
+        fresh, begin = not folder.exists(), time.perf_counter()
         process = start(folder)
         try:
             process.wait(timeout=draw.uniform(0, duration))
@@ -57,6 +58,8 @@ def test_kill_at_random_moments(tmp_path):
             kills += 1
         process.communicate()
         if process.returncode == 0:
+            if fresh:  # the machine may have been busier before
+                duration = min(duration, time.perf_counter() - begin)
             assert contents(folder) == want, f"seed {seed}, after {kills} kills"
             finished += 1
             folder = tmp_path / f"killed-{finished}"

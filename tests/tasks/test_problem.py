@@ -159,3 +159,27 @@ def test_the_fingerprint_of_a_shuffling_loader_is_the_same_each_time():
     before = generator.get_state()
     assert problem.fingerprint() == problem.fingerprint()
     assert torch.equal(generator.get_state(), before)
+
+
+def test_a_changed_source_of_the_users_functions_changes_the_fingerprint(
+    tmp_path, monkeypatch
+):
+    import importlib
+    import sys
+
+    from dynprune.tasks import make
+
+    def write(body):
+        (tmp_path / "edited_loss.py").write_text(
+            "from torch.nn.functional import cross_entropy\n\n\n"
+            f"def loss(outputs, targets):\n    return {body}\n"
+        )
+        importlib.invalidate_caches()
+        sys.modules.pop("edited_loss", None)
+        return make("digits", "mlp:4", loss="edited_loss:loss").fingerprint()
+
+    monkeypatch.chdir(tmp_path)
+    first = write("cross_entropy(outputs, targets)")
+    assert write("cross_entropy(outputs, targets)") == first
+    assert write("2 * cross_entropy(outputs, targets)") != first
+    sys.modules.pop("edited_loss", None)

@@ -70,9 +70,10 @@ def explained(what: str) -> Iterator[None]:
     except DynPruneError:
         raise
     except Exception as error:
+        found = f"{type(error).__name__}: {error}".rstrip(". \n")
         raise InvalidInputError(
-            f"{what} failed with {type(error).__name__}: {error}. Make model, data, "
-            "loss and metric fit each other; dp.study.run shows the whole traceback."
+            f"{what} failed with {found}. Make model, data, loss and metric fit each "
+            "other; dp.study.run shows the whole traceback."
         ) from error
 
 
