@@ -11,7 +11,7 @@ from pathlib import Path
 KILLS = 20
 COMMAND = [
     sys.executable,
-    *("-m", "dynprune", "study", "--task", "digits", "--seeds", "3", "--jobs", "2"),
+    *("-m", "dynprune", "study", "--task", "digits", "--seeds", "2", "--jobs", "2"),
     *("--densities", "1", "0.4", "0.16", "0.064"),
     *("--methods", "imp", "imp-shuffled", "manifold", "snip", "random"),
     *("--analyses", "forecast", "multipliers", "--steps", "400", "--out"),
