@@ -96,7 +96,7 @@ def test_magnitude_of_trained_weights_costs_all_of_the_dense_training(problem, f
         ({"weight_decay": 0.1}, {"C1", "C3"}),
         ({"momentum": 0.9}, {"C1", "C3"}),
     ],
-    ids=str,
+    ids=["plain", "weight decay", "momentum"],
 )
 def test_multipliers_are_those_of_plain_gradient_descent(problem, change, conditions):
     # with weight decay they are 1 - η(λ + wd), which the bare Hessian does not say
