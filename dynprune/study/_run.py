@@ -144,7 +144,8 @@ def run(
         units = units_of(config)
         done = {unit.name for unit in units if store.read_unit(unit.name) is not None}
         missing = [unit for unit in units if unit.name not in done]
-        if complete and not missing and _all_files(store):
+        settled = complete and not missing and _all_files(store)
+        if settled:
             say(f"Nothing to do: {store.folder} holds this study, complete.")
         else:
             if done:
@@ -152,12 +153,14 @@ def run(
             _compute(
                 config, problem, store, units, done, jobs, executor, progress=progress
             )
-            finish(store, config, units, problem_made, wanted)
         findings = findings_of(store, config, units, problem_made)
+        lines = ledger(findings)
+        if not settled:
+            finish(store, findings, lines, units, wanted)
     return Study(
         folder=store.folder,
         findings=findings,
-        ledger=ledger(findings),
+        ledger=lines,
         failures=failures(store, units),
         computed=len(missing),
     )
@@ -192,13 +195,8 @@ def report(folder: str | os.PathLike[str], problem: Problem | None = None) -> Pa
         )
     with locked(store.folder):
         before = store.read_provenance() or {}
-        finish(
-            store,
-            config,
-            units,
-            problem or problem_of(config),
-            before["fingerprint"],
-        )
+        findings = findings_of(store, config, units, problem or problem_of(config))
+        finish(store, findings, ledger(findings), units, before["fingerprint"])
     return store.folder / "report.html"
 
 
@@ -217,18 +215,18 @@ def default_folder(config: Config) -> Path:
 
 def finish(
     store: Store,
-    config: Config,
+    findings: Findings,
+    lines: tuple[LedgerLine, ...],
     units: tuple[Unit, ...],
-    problem: Problem,
     wanted: Mapping[str, str],
 ) -> None:
     """Write tables, ledger and report from finished units.
 
     Args:
         store: The study's folder.
-        config: The config.
-        units: Its units, all done.
-        problem: The problem.
+        findings: What was measured.
+        lines: Its ledger.
+        units: The study's units, all done.
         wanted: The study's fingerprint.
     """
     timings = [
@@ -238,15 +236,13 @@ def finish(
     ]
     store.write("results.csv", to_csv(result_rows(store, units), RESULT_COLUMNS))
     store.write("timings.csv", to_csv(timings, TIMING_COLUMNS))
-    findings = findings_of(store, config, units, problem)
-    lines = ledger(findings)
     rows = [
         {column: getattr(line, column, None) for column in LEDGER_COLUMNS}
         | {"low": line.interval[0], "high": line.interval[1]}
         for line in lines
     ]
     store.write("ledger.csv", to_csv(rows, LEDGER_COLUMNS))
-    provenance = _provenance(config, wanted)
+    provenance = _provenance(findings.config, wanted)
     store.write(
         "report.html",
         write_report(findings, lines, timings=timings, provenance=provenance),
