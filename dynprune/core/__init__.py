@@ -17,6 +17,7 @@ from dynprune.core.names import unknown
 from dynprune.core.outcome import Outcome
 from dynprune.core.progress import track
 from dynprune.core.provenance import Provenance
+from dynprune.core.rows import Rows
 from dynprune.core.seeds import derive_seed, generator, isolated, seeded_generators
 from dynprune.core.shapes import Basis, Snapshots, Square, Values, Vector
 
@@ -33,6 +34,7 @@ __all__ = [
     "NumericalWarning",
     "Outcome",
     "Provenance",
+    "Rows",
     "Snapshots",
     "Square",
     "Values",

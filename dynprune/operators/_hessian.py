@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dynprune.core import InvalidInputError, isolated
+from dynprune.core import InvalidInputError, Rows, isolated
 from dynprune.operators._operator import AbstractOperator
 from dynprune.system import GradientSystem, is_resident
 
@@ -72,9 +72,9 @@ class HessianOperator(AbstractOperator):
         return self._system
 
     @property
-    def size(self) -> int:
-        """Number P of coordinates; survivors where the system is masked."""
-        return self._system.size
+    def rows(self) -> Rows:
+        """All coordinates."""
+        return Rows.whole(self._system.size)
 
     @property
     def dtype(self) -> torch.dtype:

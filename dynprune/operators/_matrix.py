@@ -5,7 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, Rows
 from dynprune.operators._operator import AbstractOperator
 
 
@@ -40,9 +40,9 @@ class MatrixOperator(AbstractOperator):
         self._count = 0.0
 
     @property
-    def size(self) -> int:
-        """Number P of coordinates."""
-        return len(self._matrix)
+    def rows(self) -> Rows:
+        """All coordinates."""
+        return Rows.whole(len(self._matrix))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, Rows
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -21,8 +21,8 @@ class AbstractOperator(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def size(self) -> int:
-        """Number P of coordinates."""
+    def rows(self) -> Rows:
+        """Which rows of vectors this process holds: all P, unless they are sharded."""
 
     @property
     @abc.abstractmethod
@@ -45,6 +45,12 @@ class AbstractOperator(abc.ABC):
 
     @final
     @property
+    def size(self) -> int:
+        """Number P of coordinates."""
+        return self.rows.total
+
+    @final
+    @property
     def shape(self) -> tuple[int, int]:
         """(P, P)."""
         return (self.size, self.size)
@@ -62,10 +68,11 @@ class AbstractOperator(abc.ABC):
         Raises:
             InvalidInputError: If shape, dtype or device do not fit.
         """
-        if other.ndim not in {1, 2} or other.shape[0] != self.size:
+        held = self.rows.held
+        if other.ndim not in {1, 2} or other.shape[0] != held:
             raise InvalidInputError(
                 f"A product with shape {tuple(other.shape)} was asked of an operator "
-                f"of shape {self.shape}. Pass ({self.size},) or ({self.size}, k)."
+                f"of shape {self.shape}. Pass ({held},) or ({held}, k)."
             )
         if other.dtype != self.dtype or other.device != self.device:
             raise InvalidInputError(
@@ -86,6 +93,7 @@ class AbstractOperator(abc.ABC):
         Cost:
             P products, P² numbers.
         """
+        _refuse_shards(self, "dense()")
         if self.size > 20_000:
             raise InvalidInputError(
                 f"dense() of {self.size} coordinates would hold {self.size**2:.1e} "
@@ -99,6 +107,8 @@ class AbstractOperator(abc.ABC):
     def to_scipy(self) -> "LinearOperator":
         """Return a SciPy LinearOperator that makes the same products."""
         from scipy.sparse.linalg import LinearOperator
+
+        _refuse_shards(self, "to_scipy()")
 
         def product(array: Any) -> Any:
             block = torch.as_tensor(array).to(device=self.device, dtype=self.dtype)
@@ -214,9 +224,9 @@ class ShiftedOperator(_AbstractWrapped):
         self._mu = float(mu)
 
     @property
-    def size(self) -> int:
-        """Number P of coordinates."""
-        return self._inner.size
+    def rows(self) -> Rows:
+        """Which rows of vectors this process holds."""
+        return self._inner.rows
 
     def _product(self, block: Tensor) -> Tensor:
         return self._inner._product(block) + self._mu * block
@@ -240,15 +250,16 @@ class RestrictedOperator(_AbstractWrapped):
                 f"A mask of {mask.dtype} and shape {tuple(mask.shape)} was given; pass "
                 f"torch.bool of shape ({inner.size},)."
             )
+        _refuse_shards(inner, "restrict()")
         self._inner = inner
         self._kept = torch.nonzero(mask.to(inner.device)).reshape(-1)
         if not len(self._kept):
             raise InvalidInputError("The mask keeps no coordinate. Keep at least one.")
 
     @property
-    def size(self) -> int:
-        """Number of kept coordinates."""
-        return len(self._kept)
+    def rows(self) -> Rows:
+        """All kept coordinates."""
+        return Rows.whole(len(self._kept))
 
     def _product(self, block: Tensor) -> Tensor:
         whole = block.new_zeros((self._inner.size, block.shape[1]))
@@ -269,12 +280,12 @@ class DeflatedOperator(_AbstractWrapped):
     """
 
     def __init__(self, inner: AbstractOperator, basis: Tensor) -> None:
-        if basis.ndim != 2 or basis.shape[0] != inner.size:
+        if basis.ndim != 2 or basis.shape[0] != inner.rows.held:
             raise InvalidInputError(
                 f"A basis of shape {tuple(basis.shape)} was given; pass "
-                f"({inner.size}, k)."
+                f"({inner.rows.held}, k)."
             )
-        gram = basis.T @ basis
+        gram = inner.rows.inner(basis, basis)
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         error = float((gram - eye).abs().max()) if gram.numel() else 0.0
         if error > torch.finfo(basis.dtype).eps ** 0.5:
@@ -286,14 +297,14 @@ class DeflatedOperator(_AbstractWrapped):
         self._basis = basis.detach().clone()
 
     @property
-    def size(self) -> int:
-        """Number P of coordinates."""
-        return self._inner.size
+    def rows(self) -> Rows:
+        """Which rows of vectors this process holds."""
+        return self._inner.rows
 
     def _product(self, block: Tensor) -> Tensor:
-        U = self._basis
-        inside = self._inner._product(block - U @ (U.T @ block))
-        return inside - U @ (U.T @ inside)
+        U, rows = self._basis, self.rows
+        inside = self._inner._product(block - U @ rows.inner(U, block))
+        return inside - U @ rows.inner(U, inside)
 
 
 @final
@@ -312,8 +323,8 @@ class SumOperator(AbstractOperator):
     def __init__(
         self, left: AbstractOperator, right: AbstractOperator, factor: float = 1.0
     ) -> None:
-        a = (left.shape, left.dtype, left.device)
-        b = (right.shape, right.dtype, right.device)
+        a = (left.rows, left.dtype, left.device)
+        b = (right.rows, right.dtype, right.device)
         if a != b:
             raise InvalidInputError(
                 f"Operators {a} and {b} cannot be added: shape, dtype and device must "
@@ -322,9 +333,9 @@ class SumOperator(AbstractOperator):
         self._left, self._right, self._factor = left, right, float(factor)
 
     @property
-    def size(self) -> int:
-        """Number P of coordinates."""
-        return self._left.size
+    def rows(self) -> Rows:
+        """Which rows of vectors this process holds."""
+        return self._left.rows
 
     @property
     def dtype(self) -> torch.dtype:
@@ -343,3 +354,11 @@ class SumOperator(AbstractOperator):
 
     def _product(self, block: Tensor) -> Tensor:
         return self._left._product(block) + self._factor * self._right._product(block)
+
+
+def _refuse_shards(op: AbstractOperator, what: str) -> None:
+    if op.rows.held != op.size:
+        raise InvalidInputError(
+            f"{what} was asked of an operator whose vectors are sharded: this process "
+            f"holds {op.rows.held} of {op.size} rows. Make it with whole vectors."
+        )
