@@ -1,4 +1,4 @@
-"""Which rows of tall matrices this process holds, and inner products over all."""
+"""Which rows of tall matrices this process holds, and sums over all of them."""
 
 from dataclasses import dataclass
 from typing import final
@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dynprune.core.errors import InvalidInputError
+
+_SLICE = 65_536  # rows drawn, or accumulated in another dtype, at once
 
 
 @final
@@ -37,7 +39,7 @@ class Rows:
     total: int
     start: int
     stop: int
-    group: dist.ProcessGroup | None = None
+    group: "dist.ProcessGroup | None" = None
 
     @staticmethod
     def whole(total: int) -> "Rows":
@@ -52,8 +54,8 @@ class Rows:
         return Rows(total=total, start=0, stop=total)
 
     @staticmethod
-    def sharded(total: int, group: dist.ProcessGroup) -> "Rows":
-        """Return this rank's share of the rows: ceil(P / ranks), fewer at the end.
+    def sharded(total: int, group: "dist.ProcessGroup") -> "Rows":
+        """Return this rank's share of the rows: ceil(P / ranks), fewer on the last.
 
         Args:
             total: P.
@@ -63,15 +65,16 @@ class Rows:
             The rows of this rank.
 
         Raises:
-            InvalidInputError: If there are fewer rows than ranks.
+            InvalidInputError: If a rank would hold none.
         """
-        ranks = dist.get_world_size(group)
-        if total < ranks:
-            raise InvalidInputError(
-                f"{total} rows cannot be sharded over {ranks} ranks. Use fewer ranks."
-            )
+        ranks, rank = dist.get_world_size(group), dist.get_rank(group)
         share = -(-total // ranks)
-        start = min(dist.get_rank(group) * share, total)
+        if (ranks - 1) * share >= total:
+            raise InvalidInputError(
+                f"{total} rows in shares of {share} leave a rank of {ranks} without "
+                "any. Use fewer ranks, or vectors that are not sharded."
+            )
+        start = rank * share
         return Rows(
             total=total, start=start, stop=min(start + share, total), group=group
         )
@@ -102,7 +105,7 @@ class Rows:
             product = left.T @ right
         else:
             product = left.new_zeros((left.shape[1], right.shape[1]), dtype=dtype)
-            for x, y in zip(left.split(65_536), right.split(65_536), strict=True):
+            for x, y in zip(left.split(_SLICE), right.split(_SLICE), strict=True):
                 product += x.to(dtype).T @ y.to(dtype)
         return self.sum(product)
 
@@ -115,9 +118,77 @@ class Rows:
         Returns:
             The sum.
         """
-        if self.group is not None:
-            dist.all_reduce(part, group=self.group)
+        if self.group is None or not part.numel():
+            return part
+        part = part.contiguous()
+        dist.all_reduce(part, group=self.group)
         return part
+
+    def gather(self, block: Tensor) -> Tensor:
+        """Return all rows of a block, on every rank.
+
+        Args:
+            block: The rows held here, shape ``(held, …)``.
+
+        Returns:
+            Shape ``(P, …)``; ``block`` itself in one process.
+
+        Cost:
+            One all-gather of the block, and memory for all of it.
+        """
+        if self.group is None or not block.numel():
+            return block if self.group is None else self._empty(block)
+        ranks = dist.get_world_size(self.group)
+        share = -(-self.total // ranks)
+        whole = block.new_empty((ranks, share, *block.shape[1:]))
+        own = block.contiguous()
+        if self.held < share:  # the last rank; what it adds is cut off below
+            own = torch.cat([
+                block,
+                block.new_zeros((share - self.held, *own.shape[1:])),
+            ])
+        dist.all_gather(list(whole.unbind()), own, group=self.group)
+        return whole.flatten(0, 1)[: self.total]
+
+    def own(self, whole: Tensor) -> Tensor:
+        """Return the rows held here of a tensor that has all of them.
+
+        Args:
+            whole: Shape ``(P, …)``.
+
+        Returns:
+            A view of shape ``(held, …)``.
+        """
+        return whole[self.start : self.stop]
+
+    def scatter_sum(self, part: Tensor) -> Tensor:
+        """Return the rows held here of the sum of a block over the ranks.
+
+        Args:
+            part: This rank's summand, all rows, shape ``(P, …)``.
+
+        Returns:
+            Shape ``(held, …)``; summed in the order of the ranks, so that the bits do
+            not depend on how the ranks are connected.
+
+        Cost:
+            One all-to-all of the block: each rank sends the rows of the others and
+            keeps as many numbers as the block has until they are summed.
+        """
+        if self.group is None or not part.numel():
+            return self.own(part)
+        ranks = dist.get_world_size(self.group)
+        share = -(-self.total // ranks)
+        sent = [min(share, self.total - rank * share) for rank in range(ranks)]
+        parts = part.new_empty((ranks * self.held, *part.shape[1:]))
+        dist.all_to_all_single(
+            parts, part.contiguous(), [self.held] * ranks, sent, group=self.group
+        )
+        summands = parts.view(ranks, self.held, *part.shape[1:])
+        total = summands[0].clone()
+        for summand in summands[1:]:
+            total += summand
+        return total
 
     def random(
         self, columns: int, *, generator: torch.Generator, dtype: torch.dtype
@@ -136,8 +207,8 @@ class Rows:
             All P rows are drawn on each rank, a slice at a time.
         """
         block = torch.empty(self.held, columns, dtype=dtype)
-        for first in range(0, self.total, 65_536):
-            count = min(65_536, self.total - first)
+        for first in range(0, self.total, _SLICE):
+            count = min(_SLICE, self.total - first)
             part = torch.randn(count, columns, generator=generator, dtype=torch.float64)
             low, high = max(first, self.start), min(first + count, self.stop)
             if low < high:
@@ -145,3 +216,6 @@ class Rows:
                     low - first : high - first
                 ].to(dtype)
         return block
+
+    def _empty(self, block: Tensor) -> Tensor:
+        return block.new_empty((self.total, *block.shape[1:]))

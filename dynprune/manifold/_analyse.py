@@ -120,7 +120,7 @@ def analyse(
     seen = start if hessian_data is None else start.with_data(hessian_data)
     share = seen.examples / system.examples
     centre = seen.state
-    op = HessianOperator(seen, centre)
+    op = HessianOperator(seen, centre, route="budget")
     pairs = eigenpairs(
         op,
         min(k_max + 1, system.size),

@@ -71,10 +71,10 @@ def gap_condition(
         smooth = _smooth_on(system, state, w)
     if not smooth:
         return _not_applicable("C1", n_fast, radius, gap, w.shape[1], _KINK)
-    centre = HessianOperator(system, state)
+    centre = HessianOperator(system, state, route="budget")
     norms, matvecs = [], 0.0
     for i in range(w.shape[1]):
-        change = HessianOperator(system, state + w[:, i]) - centre
+        change = HessianOperator(system, state + w[:, i], route="budget") - centre
         found = eigenpairs(
             change,
             1,
@@ -158,7 +158,7 @@ def cone_condition(
     U = pairs.vectors[:, :n_fast].to(w)
     margins, matvecs = [], 0.0
     for i in range(w.shape[1]):
-        op = HessianOperator(system, state + w[:, i])
+        op = HessianOperator(system, state + w[:, i], route="budget")
         small = U.T @ (op @ U)
         sharp = torch.linalg.eigvalsh(0.5 * (small + small.T).double())[0]
         flat = eigenpairs(

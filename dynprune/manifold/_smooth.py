@@ -53,7 +53,7 @@ def difference_quotients(
         )
     twin = system if system.dtype == torch.float64 else system.double()
     centre, w = state.double(), displacement.double()
-    slope = HessianOperator(twin, centre) @ (w / length)
+    slope = HessianOperator(twin, centre, route="budget") @ (w / length)
     low, high, h = 0.0, 1.0, length
     at_low, at_high = twin.gradient(centre), twin.gradient(centre + w)
     rounding = _FLOOR * torch.finfo(torch.float64).eps

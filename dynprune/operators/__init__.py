@@ -1,5 +1,6 @@
 """Matrix-free symmetric operators: Hessian, masked, shifted, deflated, dense."""
 
+from dynprune.operators._arithmetic import Precision
 from dynprune.operators._hessian import HessianOperator
 from dynprune.operators._matrix import MatrixOperator
 from dynprune.operators._operator import (
@@ -9,13 +10,17 @@ from dynprune.operators._operator import (
     ShiftedOperator,
     SumOperator,
 )
+from dynprune.operators._plan import Plan, Route
 
 __all__ = [
     "AbstractOperator",
     "DeflatedOperator",
     "HessianOperator",
     "MatrixOperator",
+    "Plan",
+    "Precision",
     "RestrictedOperator",
+    "Route",
     "ShiftedOperator",
     "SumOperator",
 ]

@@ -7,16 +7,28 @@ from dynprune.system._batches import (
     length,
     read,
 )
+from dynprune.system._deep_scalar import deep_scalar
+from dynprune.system._double_well import double_well
+from dynprune.system._exact import ExactSystem, Formulas
 from dynprune.system._gradient_system import GradientSystem
+from dynprune.system._linear_network import aligned_start, linear_network
 from dynprune.system._mean_loss import BatchLoss, LossFn
+from dynprune.system._quadratic import quadratic
 
 __all__ = [
     "BatchLoss",
     "BatchWeight",
+    "ExactSystem",
+    "Formulas",
     "GradientSystem",
     "LossFn",
+    "aligned_start",
     "check_data",
+    "deep_scalar",
+    "double_well",
     "is_resident",
     "length",
+    "linear_network",
+    "quadratic",
     "read",
 ]

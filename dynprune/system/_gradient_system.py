@@ -2,8 +2,8 @@
 
 import copy
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,12 @@ from dynprune.core import Coordinates, InvalidInputError, isolated
 from dynprune.system._batches import BatchWeight, check_data, is_resident, length, read
 from dynprune.system._checks import check_loss
 from dynprune.system._mean_loss import BatchLoss, LossFn, MeanLoss, call
-from dynprune.system._probe import probe
+from dynprune.system._probe import MOST_PROBED, probe
+from dynprune.system._ranks import Ranks
+from dynprune.system._signature import layout, signature, state_signature
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class TicketLike(Protocol):
@@ -51,6 +56,15 @@ class GradientSystem:
     the parameters passed in. ``state`` and ``buffers`` read the user's model as it is
     now; frozen parameters are those of the moment the system was made.
 
+    With a process group each rank passes its own shard of the data, of any length: W
+    and L count the examples of all ranks, the l2 term counts once, and ``loss``,
+    ``gradient``, ``field`` and ``flow`` return the same bits on every rank. Making a
+    system, :meth:`with_data`, these four and :meth:`check_deterministic` are
+    collective: all ranks call them, in the same order. Ranks that differ in the
+    model, the state or the layout of a batch are refused, and an error on one rank is
+    raised on all. The ranks should be machines of one kind, so that what they compute
+    from equal numbers is equal.
+
     Args:
         model: Any module.
         loss_fn: Mean loss of (outputs, targets); may be None with ``batch_loss``.
@@ -62,16 +76,18 @@ class GradientSystem:
         batch_loss: ``(model, batch) -> mean loss`` for batches that are no (x, y).
         batch_weight: ``batch -> weight``, e.g. its number of tokens.
         microbatch: Largest part of resident data that is evaluated at once.
-        process_group: Not used yet; must be None.
+        process_group: The torch.distributed ranks (gloo or NCCL) that share the data,
+            e.g. ``torch.distributed.group.WORLD``; None for one process.
 
     Raises:
         InvalidInputError: For data that can be read only once, a loss that is not a
-            finite mean over examples, no trainable parameter, or parameters on
-            several devices or of several dtypes.
+            finite mean over examples, no trainable parameter, parameters on several
+            devices or of several dtypes, or ranks that differ.
 
     Cost:
         Up to six forward passes over at most 256 examples, and nine over one or two,
-        for the checks.
+        for the checks. With a process group also one reading of the data, to count
+        them, and two small collectives.
 
     Example:
         >>> x, y = torch.eye(2), torch.tensor([[1.0], [0.0]])
@@ -95,35 +111,39 @@ class GradientSystem:
         batch_loss: BatchLoss | None = None,
         batch_weight: BatchWeight | None = None,
         microbatch: int | None = None,
-        process_group: object | None = None,
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
+        self._ranks = Ranks.of(process_group, model)
+        with self._ranks.together(lambda: self._signature(self.state)):
+            _check_arguments(model, loss_fn, batch_loss, l2, microbatch)
+            self.model = model
+            self.loss_fn = loss_fn
+            self.batch_loss = batch_loss
+            self.batch_weight = batch_weight
+            self.microbatch = microbatch
+            self.l2 = float(l2)
+            self._loss = MeanLoss(copy.deepcopy(model).eval(), loss_fn, batch_loss)
+            self._masks = _own_masks(mask)
+            self._selected = _select(model, parameters)
+            chosen = dict(model.named_parameters())
+            self.coordinates = Coordinates(
+                names=self._selected,
+                shapes=tuple(tuple(chosen[name].shape) for name in self._selected),
+            )
+            if self._masks:
+                self.coordinates = self.coordinates.restrict(dict(self._masks))
+            self.dtype, self.device = _place_of(chosen, self._selected)
+            self._ranks.check_device(self.device)
+            self._state: Tensor | None = None
+            self._buffers: dict[str, Tensor] | None = None
+            self._take(data)
+        self._count()
+
+    def _take(self, data: Any) -> None:
         check_data(data)
-        _check_arguments(model, loss_fn, batch_loss, l2, microbatch, process_group)
-        self.model = model
-        self.loss_fn = loss_fn
-        self.batch_loss = batch_loss
-        self.batch_weight = batch_weight
-        self.microbatch = microbatch
-        self.l2 = float(l2)
         self.data = data
-        self._loss = MeanLoss(copy.deepcopy(model).eval(), loss_fn, batch_loss)
-        self._masks = _own_masks(mask)
-        self._selected = _select(model, parameters)
-        chosen = dict(model.named_parameters())
-        self.coordinates = Coordinates(
-            names=self._selected,
-            shapes=tuple(tuple(chosen[name].shape) for name in self._selected),
-        )
-        if self._masks:
-            self.coordinates = self.coordinates.restrict(dict(self._masks))
-        self.dtype, self.device = _place_of(chosen, self._selected)
-        self._state: Tensor | None = None
-        self._buffers: dict[str, Tensor] | None = None
         self._examples: float | None = None
         self._deterministic: list[bool] = []
-        self._check_first_batch()
-
-    def _check_first_batch(self) -> None:
         first = next(self.batches(), None)
         if first is None:
             raise InvalidInputError(
@@ -138,6 +158,18 @@ class GradientSystem:
                 steady=lambda: not any(part.training for part in self.module.modules()),
             )
         self.module.eval()
+        self._layout = layout(first, shapes=self.batch_loss is None)
+        if self._ranks.group is not None:
+            self._examples = self._own_weight()
+
+    def _count(self) -> None:
+        # now, when every rank is here: reading ``examples`` later is no collective
+        if self._ranks.group is not None:
+            own = torch.tensor(self._examples, dtype=torch.float64, device=self.device)
+            self._examples = float(self._ranks.sum(own))
+
+    def _signature(self, state: Tensor) -> dict[str, str]:
+        return signature(self, state, self._layout)
 
     @property
     def size(self) -> int:
@@ -193,13 +225,32 @@ class GradientSystem:
 
     @property
     def examples(self) -> float:
-        """Total weight W of the data: the number N of examples by default."""
+        """Total weight W of the data of all ranks: the number N by default."""
         if self._examples is None:
-            if is_resident(self.data) and self.batch_weight is None:
-                self._examples = float(length(self.data))
-            else:
-                self._examples = sum(self.weight(batch) for batch in self.batches())
+            self._examples = self._own_weight()
         return self._examples
+
+    def _own_weight(self) -> float:
+        if is_resident(self.data) and self.batch_weight is None:
+            return float(length(self.data))
+        return sum(self.weight(batch) for batch in self.batches())
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share the data; this one alone by default."""
+        return self._ranks
+
+    @property
+    def own_l2(self) -> float:
+        """The coefficient l2 on the first rank, 0 on the others: it counts once."""
+        return self.l2 if self._ranks.rank == 0 else 0.0
+
+    @property
+    def probe_gradients(self) -> float:
+        """What the determinism probe costs, in gradients over this rank's data."""
+        if not is_resident(self.data):
+            return 2.0
+        return 2.0 * min(1.0, MOST_PROBED / length(self.data))
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the coordinates of named tensors, shape ``(P,)``.
@@ -224,7 +275,7 @@ class GradientSystem:
         return self.coordinates.unflatten(vector)
 
     def batches(self, *, seed: int = 0) -> Iterator[Any]:
-        """Read the data once, on the parameters' device and in their dtype.
+        """Read this rank's data once, on the parameters' device and in their dtype.
 
         Args:
             seed: What a loader's shuffling and augmentation start from.
@@ -297,16 +348,21 @@ class GradientSystem:
             A 0-d tensor.
 
         Cost:
-            One forward pass over the data.
+            One forward pass over the data; over several ranks two small collectives.
         """
-        theta = self._at(state)
+        theta = self._shared(state)
         named, buffers = self.unflatten(theta), self.raw_buffers
-        total = torch.zeros((), dtype=self.dtype, device=self.device)
-        with torch.no_grad(), isolated(0):
-            for batch in self.batches():
-                share = self.weight(batch) / self.examples
-                total += share * self.batch_mean(named, buffers, batch)
-        return total + 0.5 * self.l2 * theta.dot(theta)
+
+        def part() -> Tensor:
+            total = torch.zeros((), dtype=self.dtype, device=self.device)
+            with torch.no_grad(), isolated(0):
+                for batch in self.batches():
+                    share = self.weight(batch) / self.examples
+                    total += share * self.batch_mean(named, buffers, batch)
+            return total
+
+        data_loss = self._ranks.sum_of(part, like=theta.new_zeros(()))
+        return data_loss + 0.5 * self.l2 * theta.dot(theta)
 
     def gradient(self, state: Tensor | None = None, *, seed: int = 0) -> Tensor:
         """Return ∇L at a state.
@@ -320,19 +376,27 @@ class GradientSystem:
             Loss per parameter, shape ``(P,)``.
 
         Cost:
-            One gradient.
+            One gradient; over several ranks one all-reduce of P numbers, and a small
+            exchange to see that they are at the same state.
         """
-        theta = self._at(state)
+        return self._gradient(self._shared(state), seed=seed)
+
+    def _gradient(self, theta: Tensor, *, seed: int = 0) -> Tensor:
         buffers = self.raw_buffers
-        total = self.l2 * theta
-        with isolated(seed):
-            for batch in self.batches(seed=seed):
-                leaf = theta.clone().requires_grad_()
-                value = self.batch_mean(self.unflatten(leaf), buffers, batch)
-                if value.requires_grad:
-                    (part,) = torch.autograd.grad(value, leaf)
-                    total = total.add(part, alpha=self.weight(batch) / self.examples)
-        return total
+
+        def part() -> Tensor:
+            total = self.own_l2 * theta
+            with isolated(seed):
+                for batch in self.batches(seed=seed):
+                    leaf = theta.clone().requires_grad_()
+                    value = self.batch_mean(self.unflatten(leaf), buffers, batch)
+                    if value.requires_grad:
+                        (slope,) = torch.autograd.grad(value, leaf)
+                        share = self.weight(batch) / self.examples
+                        total = total.add(slope, alpha=share)
+            return total
+
+        return self._ranks.sum_of(part, like=theta)
 
     def field(self, state: Tensor | None = None) -> Tensor:
         """Return the vector field −∇L at a state.
@@ -368,7 +432,8 @@ class GradientSystem:
             States, shape ``(P, T)``.
 
         Raises:
-            InvalidInputError: If the times do not increase or the flow diverges.
+            InvalidInputError: If the times do not increase, the field is not finite at
+                the state, or the flow diverges.
 
         Cost:
             Twelve gradients per accepted or rejected step, and one probe.
@@ -380,12 +445,17 @@ class GradientSystem:
             raise InvalidInputError(
                 f"Times {grid.tolist()} do not increase. Pass a sorted list."
             )
-        self.check_deterministic()
+        self.check_deterministic(state)
         start = self._at(state)
 
-        def slope(_: float, theta: Any) -> Any:
-            at = torch.as_tensor(theta).to(start)
-            return self.field(at).double().cpu().numpy()
+        def slope(time: float, theta: Any) -> Any:
+            field = -self._gradient(torch.as_tensor(theta).to(start))
+            if time == grid[0] and not bool(torch.isfinite(field).all()):
+                raise InvalidInputError(
+                    "A flow was asked from a state where the gradient is not finite. "
+                    "Look for NaN and overflow in the data and the state."
+                )
+            return field.double().cpu().numpy()
 
         solved = solve_ivp(
             slope,
@@ -482,24 +552,96 @@ class GradientSystem:
         Returns:
             A system with the same state.
         """
-        check_data(data)
         twin = copy.copy(self)
-        twin.data, twin._examples, twin._deterministic = data, None, []
-        twin._check_first_batch()
+        with self._ranks.together(lambda: twin._signature(twin.state)):
+            twin._take(data)
+        twin._count()
         return twin
 
-    def check_deterministic(self) -> None:
-        """Probe once that two passes give the same gradient.
+    def check_deterministic(self, state: Tensor | None = None) -> None:
+        """Probe once that two passes give the same gradient, and that ranks agree.
+
+        Every rank probes its own data. Whenever it is called, the ranks are compared:
+        model, loss, layout of the data, buffers, and the state that is about to be
+        used.
+
+        Args:
+            state: Coordinates, shape ``(P,)``; the system's own by default.
 
         Raises:
-            NotDeterministicError: If they do not; the message names the culprit.
+            NotDeterministicError: If two passes differ; the message names the culprit.
+            InvalidInputError: If the gradient is not finite, or the ranks differ.
 
         Cost:
-            Two gradients at the first call, nothing after it.
-        """  # noqa: DOC502 - raised by probe
+            At the first call two gradients, of at most 64 examples where the data are
+            resident, over all of a loader; nothing after it. Over several ranks one
+            small exchange each time.
+        """  # noqa: DOC502 - raised by the parts
+        with self._ranks.together(lambda: self._signature(self._at(state))):
+            self._at(state)
+            if not self._deterministic:
+                probe(self._sample())
         if not self._deterministic:
-            probe(self)
             self._deterministic.append(True)
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over the ranks, the same bits on each.
+
+        Args:
+            tensor: This rank's part, of a floating-point dtype, changed in place.
+
+        Returns:
+            The sum; ``tensor`` itself in one process.
+
+        Cost:
+            One flat all-reduce; where the sum is NaN, a small exchange on who failed.
+        """
+        return self._ranks.sum(tensor)
+
+    def sum_over_ranks(self, part: Callable[[], Tensor], *, like: Tensor) -> Tensor:
+        """Return the sum of what each rank computes; an error reaches all of them.
+
+        Args:
+            part: Computes this rank's part; all it may raise is raised on every rank.
+            like: Any tensor of its shape and dtype.
+
+        Returns:
+            The sum, the same bits on every rank; ``part()`` in one process.
+
+        Cost:
+            As :meth:`all_reduce`.
+        """
+        return self._ranks.sum_of(part, like=like)
+
+    def check_one_process(self, what: str) -> None:
+        """Refuse a process group where only one process is supported.
+
+        Args:
+            what: What was asked.
+
+        Raises:
+            InvalidInputError: If there is a process group.
+        """
+        if self._ranks.group is not None:
+            raise InvalidInputError(
+                f"{what} was asked of a system whose data are shared by "
+                f"{self._ranks.count} ranks. Make one without process_group, of all "
+                "the data; only losses, gradients and operators run on many."
+            )
+
+    def _sample(self) -> "GradientSystem":
+        # what this process alone can probe: resident bytes do not move, so a few do
+        twin = self.with_state(self.state)
+        twin._ranks = Ranks()
+        if is_resident(self.data):
+            twin.data = tuple(part[:MOST_PROBED] for part in self.data)
+        return twin
+
+    def _shared(self, state: Tensor | None) -> Tensor:
+        """Return the coordinates, after a look that all ranks have the same."""
+        with self._ranks.together(lambda: state_signature(self, theta)):
+            theta = self._at(state)
+        return theta
 
     def _at(self, state: Tensor | None) -> Tensor:
         if state is None:
@@ -515,7 +657,8 @@ class GradientSystem:
         """Return one line."""
         masked = f", {len(self._masks)} masks" if self._masks else ""
         kind = type(self.module).__name__
-        return f"GradientSystem({kind}, P={self.size}, {self.dtype}{masked})"
+        ranks = "" if self._ranks.group is None else f", {self._ranks.count} ranks"
+        return f"GradientSystem({kind}, P={self.size}, {self.dtype}{masked}{ranks})"
 
 
 def _own_masks(mask: Mapping[str, Tensor] | None) -> tuple[tuple[str, Tensor], ...]:
@@ -530,7 +673,6 @@ def _check_arguments(
     batch_loss: object,
     l2: float,
     microbatch: int | None,
-    process_group: object,
 ) -> None:
     if not isinstance(model, nn.Module):
         raise InvalidInputError(
@@ -545,11 +687,6 @@ def _check_arguments(
         raise InvalidInputError(f"l2 is {l2}. Pass a finite number ≥ 0.")
     if microbatch is not None and microbatch < 1:
         raise InvalidInputError(f"microbatch is {microbatch}. Pass at least 1.")
-    if process_group is not None:
-        raise InvalidInputError(
-            "process_group is not supported yet. Leave it out: this system runs in "
-            "one process."
-        )
 
 
 def _select(

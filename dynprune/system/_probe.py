@@ -12,6 +12,8 @@ from dynprune.core import InvalidInputError, NotDeterministicError
 if TYPE_CHECKING:
     from dynprune.system._gradient_system import GradientSystem
 
+MOST_PROBED = 64  # examples of resident data, which are the same bytes on each pass
+
 
 def probe(system: "GradientSystem") -> None:
     """Compare loss and gradient of two passes over the data.
@@ -20,14 +22,14 @@ def probe(system: "GradientSystem") -> None:
     reorders sums, passes.
 
     Args:
-        system: The system.
+        system: The system, in one process, with the data to be probed.
 
     Raises:
         NotDeterministicError: If they differ; the message names the cause.
         InvalidInputError: If the gradient is NaN or infinite; says in which batch.
 
     Cost:
-        Two gradients.
+        Two gradients over those data.
     """
     buffers = {name: tensor.clone() for name, tensor in system.buffers.items()}
     twin = system.with_state(system.state, buffers=buffers)

@@ -97,7 +97,7 @@ def _compare(
     system: GradientSystem, state: Tensor, *, seed: int
 ) -> tuple[float, list[dict[str, Any]]]:
     pairs = spectral.eigenpairs(
-        HessianOperator(system, state),
+        HessianOperator(system, state, route="budget"),
         min(PAIRS, system.size),
         tol=TOLERANCE,
         completeness=True,
