@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from dynprune.core import InvalidInputError, Rows, generator, unknown
+from dynprune.core import Coordinates, InvalidInputError, Rows, generator, unknown
 from dynprune.operators._arithmetic import Precision, arithmetic
 from dynprune.operators._graphs import (
     GradientGraph,
@@ -142,15 +142,24 @@ class HessianOperator(AbstractOnData):
         return Rows.whole(self._system.size)
 
     @property
+    def coordinates(self) -> Coordinates:
+        """All coordinates of the system."""
+        return self._system.coordinates
+
+    @property
     def plan(self) -> Plan:
         """How products are made, and why; decided at the first call or product.
 
         With route "auto" the way of blocks may change once, at the first block.
         """
         if self._plan is None:
-            substitute = trust_kernels(self._system, precision=self._precision)
+            first = next(self._system.batches())
+            substitute = trust_kernels(
+                self._system, lambda: first, precision=self._precision
+            )
             plan = decide(
                 self._system,
+                first,
                 route=self._route,
                 memory_budget=self._memory_budget,
                 substitute=substitute,
@@ -290,7 +299,10 @@ class HessianOperator(AbstractOnData):
 
     def _checked(self, plan: Plan) -> Plan:
         trusted = trust_batched(
-            self._system, precision=self._precision, substitute=plan.substitute
+            self._system,
+            lambda: next(self._system.batches()),
+            precision=self._precision,
+            substitute=plan.substitute,
         )
         return plan if trusted else replace(plan, way="kept")
 
@@ -332,7 +344,11 @@ class HessianOperator(AbstractOnData):
                 raise
             self._graphs = self._traces = None
             size = measure(
-                self._system, precision=self._precision, substitute=True, rough=False
+                self._system,
+                next(self._system.batches()),
+                precision=self._precision,
+                substitute=True,
+                rough=False,
             )
             needs = (
                 ""

@@ -45,6 +45,11 @@ class MatrixOperator(AbstractOperator):
         return Rows.whole(len(self._matrix))
 
     @property
+    def coordinates(self) -> None:
+        """None: the rows are no parameters."""
+        return
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of products."""
         return self._matrix.dtype

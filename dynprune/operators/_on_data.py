@@ -18,7 +18,7 @@ class AbstractOnData(AbstractOperator):
     """
 
     def __init__(self, system: GradientSystem, state: Tensor | None) -> None:
-        system.check_deterministic()
+        system.check_deterministic(state)
         self._system = system.with_state(system.state if state is None else state)
         self._count = 0.0
 

@@ -1,12 +1,15 @@
 """Symmetric matrix-free operators, counted, and what is composed of them."""
 
 import abc
-from typing import TYPE_CHECKING, Any, final
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, final, overload
 
 import torch
 from torch import Tensor
 
-from dynprune.core import InvalidInputError, Rows
+from dynprune.core import Coordinates, InvalidInputError, Rows
+from dynprune.operators._selection import named_product
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -15,14 +18,20 @@ if TYPE_CHECKING:
 class AbstractOperator(abc.ABC):
     """A symmetric operator A on R^P, known by its products.
 
-    ``A @ v`` takes shape ``(P,)``, ``A @ V`` takes ``(P, k)``. ``matvecs`` counts
-    products so far, each column of a block once.
+    ``A @ v`` takes shape ``(P,)``, ``A @ V`` takes ``(P, k)``; where the rows are
+    parameters of a system, also a dictionary or list of tensors shaped like them.
+    ``matvecs`` counts products so far, each column of a block once.
     """
 
     @property
     @abc.abstractmethod
     def rows(self) -> Rows:
         """Which rows of vectors this process holds: all P, unless they are sharded."""
+
+    @property
+    @abc.abstractmethod
+    def coordinates(self) -> Coordinates | None:
+        """Which entries of parameters the rows are; None if they are none."""
 
     @property
     @abc.abstractmethod
@@ -55,12 +64,25 @@ class AbstractOperator(abc.ABC):
         """(P, P)."""
         return (self.size, self.size)
 
+    @overload
+    def __matmul__(self, other: Tensor) -> Tensor: ...
+
+    @overload
+    def __matmul__(self, other: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+    @overload
+    def __matmul__(self, other: Sequence[Tensor]) -> list[Tensor]: ...
+
     @final
-    def __matmul__(self, other: Tensor) -> Tensor:
+    def __matmul__(
+        self, other: Tensor | Mapping[str, Tensor] | Sequence[Tensor]
+    ) -> Tensor | dict[str, Tensor] | list[Tensor]:
         """Return A v or A V.
 
         Args:
-            other: Shape ``(P,)`` or ``(P, k)``, of the operator's dtype and device.
+            other: Shape ``(P,)`` or ``(P, k)``, of the operator's dtype and device; or
+                parameter name to tensor, or tensors in the order of the parameters,
+                of their shapes, each with an axis of k columns at the end or none.
 
         Returns:
             The product, of the same shape.
@@ -68,6 +90,8 @@ class AbstractOperator(abc.ABC):
         Raises:
             InvalidInputError: If shape, dtype or device do not fit.
         """
+        if not isinstance(other, Tensor):
+            return named_product(self, self.coordinates, other)
         held = self.rows.held
         if other.ndim not in {1, 2} or other.shape[0] != held:
             raise InvalidInputError(
@@ -228,6 +252,11 @@ class ShiftedOperator(_AbstractWrapped):
         """Which rows of vectors this process holds."""
         return self._inner.rows
 
+    @property
+    def coordinates(self) -> Coordinates | None:
+        """Which parameters' entries the rows are."""
+        return self._inner.coordinates
+
     def _product(self, block: Tensor) -> Tensor:
         return self._inner._product(block) + self._mu * block
 
@@ -260,6 +289,16 @@ class RestrictedOperator(_AbstractWrapped):
     def rows(self) -> Rows:
         """All kept coordinates."""
         return Rows.whole(len(self._kept))
+
+    @property
+    def coordinates(self) -> Coordinates | None:
+        """Which parameters' entries are kept."""
+        whole = self._inner.coordinates
+        if whole is None:
+            return None
+        kept = self._kept.cpu()
+        before = whole.survivors
+        return replace(whole, survivors=kept if before is None else before[kept])
 
     def _product(self, block: Tensor) -> Tensor:
         whole = block.new_zeros((self._inner.size, block.shape[1]))
@@ -301,6 +340,11 @@ class DeflatedOperator(_AbstractWrapped):
         """Which rows of vectors this process holds."""
         return self._inner.rows
 
+    @property
+    def coordinates(self) -> Coordinates | None:
+        """Which parameters' entries the rows are."""
+        return self._inner.coordinates
+
     def _product(self, block: Tensor) -> Tensor:
         U, rows = self._basis, self.rows
         inside = self._inner._product(block - U @ rows.inner(U, block))
@@ -336,6 +380,11 @@ class SumOperator(AbstractOperator):
     def rows(self) -> Rows:
         """Which rows of vectors this process holds."""
         return self._left.rows
+
+    @property
+    def coordinates(self) -> Coordinates | None:
+        """Which parameters' entries the rows are."""
+        return self._left.coordinates
 
     @property
     def dtype(self) -> torch.dtype:

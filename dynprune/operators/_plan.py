@@ -161,12 +161,18 @@ def parts(batch: Any, microbatch: int | None) -> Iterator[Any]:
 
 
 def measure(
-    system: GradientSystem, *, precision: Precision, substitute: bool, rough: bool
+    system: GradientSystem,
+    batch: Any,
+    *,
+    precision: Precision,
+    substitute: bool,
+    rough: bool,
 ) -> Size | None:
     """Estimate what products over n examples of the first batch need.
 
     Args:
         system: The system, at a state of its own.
+        batch: Its first batch.
         precision: Arithmetic of the products.
         substitute: Whether kernels are replaced.
         rough: A generous bound from graphs of two and four examples, instead of the
@@ -181,7 +187,6 @@ def measure(
         Graphs of six examples; of twelve and their products if not rough; once per
         module.
     """
-    batch = next(system.batches())
     if not is_pair(batch):
         return None
     key = (system.dtype, tuple(batch[0].shape[1:]), precision, substitute, rough)
@@ -238,6 +243,7 @@ def _line(counts: list[int], values: list[int]) -> tuple[float, float]:
 
 def decide(
     system: GradientSystem,
+    batch: Any,
     *,
     route: Route,
     memory_budget: int,
@@ -248,6 +254,7 @@ def decide(
 
     Args:
         system: The system, at a state of its own.
+        batch: Its first batch.
         route: What was asked for.
         memory_budget: Bytes that one product may hold at its peak.
         substitute: Whether replaced kernels are trusted.
@@ -265,7 +272,9 @@ def decide(
     needs_kept = way in {"linearised", "compiled"} or route == "kept"
 
     def size(*, rough: bool) -> Size | None:
-        return measure(system, precision=precision, substitute=substitute, rough=rough)
+        return measure(
+            system, batch, precision=precision, substitute=substitute, rough=rough
+        )
 
     if not resident:
         if needs_kept:
@@ -275,7 +284,8 @@ def decide(
                 "route='rebuilt' with blocks of vectors: each pass builds a batch's "
                 "graph once for all of them."
             )
-        largest = _cuttable(system)
+        # batches of a loader are cut only if the first one is over the budget
+        largest = length(batch) if is_pair(batch) else None
         return Plan(
             way=way,
             kept=False,
@@ -322,12 +332,6 @@ def decide(
         nbytes=None,
         reason=f"{why}; built for each product, in parts of {held} examples",
     )
-
-
-def _cuttable(system: GradientSystem) -> int | None:
-    # batches of a loader are cut only if the first one is over the budget
-    batch = next(system.batches())
-    return length(batch) if is_pair(batch) else None
 
 
 class _Sizer(Protocol):

@@ -29,13 +29,16 @@ _VERDICTS: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], bool]] = (
 )
 
 
-def trust_kernels(system: GradientSystem, *, precision: Precision) -> bool:
+def trust_kernels(
+    system: GradientSystem, first: Callable[[], Any], *, precision: Precision
+) -> bool:
     """Compare a product through replaced kernels with a plain one, once per module.
 
     Parameters that the loss does not depend on are looked for on the way.
 
     Args:
         system: The system, at a state of its own.
+        first: Reads its first batch.
         precision: Arithmetic of the products.
 
     Returns:
@@ -47,9 +50,9 @@ def trust_kernels(system: GradientSystem, *, precision: Precision) -> bool:
     """
 
     def compare() -> bool:
-        batch = head(next(system.batches()), _EXAMPLES)
+        part = head(first(), _EXAMPLES)
         plain = build(
-            system, batch, precision=precision, substitute=False, find_unused=True
+            system, part, precision=precision, substitute=False, find_unused=True
         )
         if plain.unused:
             _warn(
@@ -57,7 +60,7 @@ def trust_kernels(system: GradientSystem, *, precision: Precision) -> bool:
                 "and columns of the Hessian are zero. Leave such parameters out with "
                 "parameters=, or check the model."
             )
-        lean = build(system, batch, precision=precision)
+        lean = build(system, part, precision=precision)
         if not lean.substituted:
             return True
         return _verdict(
@@ -73,12 +76,17 @@ def trust_kernels(system: GradientSystem, *, precision: Precision) -> bool:
 
 
 def trust_batched(
-    system: GradientSystem, *, precision: Precision, substitute: bool
+    system: GradientSystem,
+    first: Callable[[], Any],
+    *,
+    precision: Precision,
+    substitute: bool,
 ) -> bool:
     """Compare products of vectors pushed together with plain ones, once per module.
 
     Args:
         system: The system, at a state of its own.
+        first: Reads its first batch.
         precision: Arithmetic of the products.
         substitute: Whether kernels are replaced.
 
@@ -90,8 +98,8 @@ def trust_batched(
     """
 
     def compare() -> bool:
-        batch = head(next(system.batches()), _EXAMPLES)
-        graph = build(system, batch, precision=precision, substitute=substitute)
+        part = head(first(), _EXAMPLES)
+        graph = build(system, part, precision=precision, substitute=substitute)
 
         def together(graph: GradientGraph) -> Push:
             return at_once(graph, columns=2)

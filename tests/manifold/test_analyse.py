@@ -26,9 +26,10 @@ def regression(values=(5.0, 4.0, 1.0, 0.5, 0.25)) -> GradientSystem:
     return GradientSystem(model, problems.half_squares, (x, y))
 
 
-def net_system(activation=nn.Tanh, widths=(4, 6, 4)) -> GradientSystem:
+def net_system(activation=nn.Tanh, widths=(4, 6, 4), examples=40) -> GradientSystem:
     net = problems.small_net(widths=widths, activation=activation)
-    return GradientSystem(net, nn.functional.cross_entropy, problems.classes(40, 4, 4))
+    data = problems.classes(examples, 4, 4)
+    return GradientSystem(net, nn.functional.cross_entropy, data)
 
 
 def test_on_a_quadratic_everything_is_known():
@@ -110,9 +111,13 @@ def test_a_failed_condition_gives_one_warning_and_no_certificate():
     assert "readings as a density (not certified)" in report.summary()
 
 
-def test_relu_is_not_applicable():
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_relu_is_not_applicable(seed):
+    # with 200 examples every one of 30 random segments met a kink (with 40, 27 did,
+    # and which ones depends on the signs of the Ritz vectors, hence on the processor)
+    system = net_system(nn.ReLU, examples=200)
     with pytest.warns(NumericalWarning, match="C1 not applicable"):
-        report = manifold.analyse(net_system(nn.ReLU), k_max=6, radius=0.5)
+        report = manifold.analyse(system, k_max=6, radius=0.5, seed=seed)
     assert report.smooth is False
     assert not report.applicable
     assert {check.verdict for check in report.conditions} == {"not applicable"}

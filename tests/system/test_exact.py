@@ -116,6 +116,8 @@ def test_system_reads_a_mean_over_examples_whatever_the_batches():
     eye = torch.eye(system.size, dtype=torch.float64)
     product = HessianOperator(system, state) @ eye
     torch.testing.assert_close(product, exact.hessian(state), rtol=1e-12, atol=1e-12)
+    assert same(system.loss(state), exact.loss(state), rtol=1e-12)
+    assert same(system.gradient(state), exact.gradient(state), rtol=1e-11, atol=1e-13)
     means = [exact.system.with_data([batch]) for batch in batches]
     wrong = sum(HessianOperator(part, state) @ eye for part in means) / 3
     assert float((wrong - product).abs().max()) > 0.01 * float(product.abs().max())

@@ -162,7 +162,7 @@ REFUSED = {
     "no loss": (dict(loss_fn=None), "No loss was given"),
     "no module": (dict(model=lambda x: x), "Pass a torch.nn.Module"),
     "negative l2": (dict(l2=-1.0), "l2 is -1"),
-    "a process group": (dict(process_group=1), "not supported yet"),
+    "a process group": (dict(process_group=1), "process group that this process is"),
     "no microbatch": (dict(microbatch=0), "microbatch is 0"),
     "a lone tensor batch": (dict(data=[X]), "not a pair"),
     "mixed dtypes": (
