@@ -1,7 +1,8 @@
 """Start several gloo ranks on this machine and bring back what they return.
 
-One fresh interpreter imports torch and the test's module once and forks the ranks of
-each job, so that a test pays for one import only. A rank that hangs is killed.
+One fresh interpreter imports torch, the test's module, and what that names in IMPORTS
+once and forks the ranks of each job, so that a test pays for one import only. A rank
+that hangs is killed.
 """
 
 import contextlib
@@ -89,6 +90,8 @@ def main() -> None:
             spec = importlib.util.spec_from_file_location("jobs", path)
             modules[path] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(modules[path])
+            for late in getattr(modules[path], "IMPORTS", ()):
+                importlib.import_module(late)
         job = getattr(modules[path], name)
         ranks = [
             fork.Process(target=one_rank, args=(job, rank, count, f"{folder}/{index}"))

@@ -129,7 +129,8 @@ def analyse(
         seed=derive_seed("manifold.spectrum", seed),
         progress=progress,
     )
-    mask_cost = cost + _share(share, gradients=1.0, hvps=pairs.matvecs)
+    probed = 1.0 + seen.probe_gradients
+    mask_cost = cost + _share(share, gradients=probed, hvps=pairs.matvecs)
     k = _choose(pairs, n_fast)
     gradient = seen.gradient(centre)
     distance, radius = _ball(pairs, k, gradient, centre, radius)

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -18,17 +19,14 @@ _SMALL = 2**22  # multiplications of a linear layer that take torch less than Py
 
 
 @final
-@dataclass(kw_only=True, slots=True)
 class Stage:
     """Say whether the graph of u ↦ J'u is being built.
 
-    Args:
-        pulling: True from the end of the forward pass to the end of that build.
-        substituted: Names of the functions whose kernels were replaced.
+    ``pulling`` is True from the end of the forward pass to the end of that build.
     """
 
-    pulling: bool = False
-    substituted: set[str] = field(default_factory=set)
+    def __init__(self) -> None:
+        self.pulling = False
 
 
 @contextmanager
@@ -96,10 +94,7 @@ class _Bilinear(TorchFunctionMode):
             result = self._linear(*args, **kwargs)
         elif func is functional.batch_norm:
             result = self._batch_norm(*args, **kwargs)
-        if result is None:
-            return func(*args, **kwargs)
-        self._stage.substituted.add(func.__name__)
-        return result
+        return func(*args, **kwargs) if result is None else result
 
     def _linear(
         self,
@@ -135,7 +130,11 @@ class _Bilinear(TorchFunctionMode):
         self, x: Tensor, w: Tensor, b: Tensor | None, settings: _Settings | None
     ) -> Tensor | None:
         tensors = [x, w] if b is None else [x, w, b]
-        plain = all(type(part) in {Tensor, torch.nn.Parameter} for part in tensors)
+        plain = all(
+            type(part) in {Tensor, torch.nn.Parameter}
+            and not is_functorch_wrapped_tensor(part)
+            for part in tensors
+        )
         mixed = len({part.dtype for part in tensors}) > 1
         if not plain or mixed or torch.is_autocast_enabled(x.device.type):
             return None

@@ -1,6 +1,5 @@
 """The loss of each example of a batch, as a function of the parameters."""
 
-import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dynprune.core import InvalidInputError, NumericalWarning, isolated
-from dynprune.operators._outputs import flatten
 from dynprune.operators._plan import head
 from dynprune.system import GradientSystem, length
 
@@ -181,7 +179,7 @@ def examples(batch: Any) -> int:
     count = length(batch)
     shapes = [
         tuple(leaf.shape)
-        for leaf in flatten(batch)[0]
+        for leaf in pytree.tree_leaves(batch)
         if isinstance(leaf, Tensor)
     ]
     if any(not shape or shape[0] != count for shape in shapes):
@@ -209,7 +207,7 @@ def example(batch: Any, index: int) -> Any:
 
 
 def _join(batches: list[Any]) -> Any:
-    flat = [flatten(batch) for batch in batches]
+    flat = [pytree.tree_flatten(batch) for batch in batches]
     joined = [
         torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
         for leaves in zip(*(leaves for leaves, _ in flat), strict=True)
@@ -218,7 +216,7 @@ def _join(batches: list[Any]) -> Any:
 
 
 def _over_examples(loss: Any, batch: Any) -> Tensor:
-    leaves, spec = flatten(batch)
+    leaves, spec = pytree.tree_flatten(batch)
     moving = [isinstance(leaf, Tensor) for leaf in leaves]
 
     def one(*rows: Tensor) -> Tensor:
@@ -234,7 +232,6 @@ def _over_examples(loss: Any, batch: Any) -> Tensor:
     with warnings.catch_warnings():  # slow is what the loop would be, too
         warnings.filterwarnings("ignore", message="There is a performance drop")
         result: Tensor = torch.vmap(one)(*tensors)
-    gc.collect(0)  # vmap leaves cycles that hold the graph: see flatten()
     return result
 
 

@@ -83,7 +83,6 @@ class EmpiricalFisherOperator(AbstractOnData):
             name="losses",
             memory_budget=memory_budget,
             route=route,
-            replaceable=lambda: self._losses.way != "network",  # no vmap rules
         )
 
     @property
@@ -134,7 +133,6 @@ class EmpiricalFisherOperator(AbstractOnData):
         return _Scored(
             jacobian=found,
             shares=(weights / self._system.examples).detach(),
-            nbytes=found.nbytes,
         )
 
 
@@ -145,7 +143,6 @@ class _Scored:
 
     jacobian: Jacobian
     shares: Tensor
-    nbytes: int
 
     def product(self, rows: Tensor) -> Tensor:
         return self.jacobian.pull(self.shares * self.jacobian.push(rows))

@@ -167,9 +167,14 @@ def one_by_one(graph: GradientGraph) -> Push:
         if not graph.gradient.requires_grad:
             return torch.zeros_like(block)
         columns = [_reverse(graph, vector) for vector in block.T.contiguous()]
-        return torch.stack(columns, dim=1)
+        return _side_by_side(columns)
 
     return push
+
+
+def _side_by_side(columns: list[Tensor]) -> Tensor:
+    # one column is not copied
+    return columns[0][:, None] if len(columns) == 1 else torch.stack(columns, dim=1)
 
 
 def at_once(graph: GradientGraph, *, columns: int) -> Push:
@@ -236,7 +241,7 @@ def traced(graph: GradientGraph, *, compiled: bool) -> Push:
     def push(block: Tensor) -> Tensor:
         with torch.no_grad():
             columns = [run(vector) for vector in block.T.contiguous()]
-        return torch.stack(columns, dim=1)
+        return _side_by_side(columns)
 
     return push
 

@@ -226,10 +226,12 @@ class HessianOperator(AbstractOnData):
         with self._memory_guard(), self._arithmetic():
             total = torch.zeros_like(block)
             for share, push in self._pushes(block):
-                total = total + share * push(block)
+                total = total.add_(push(block), alpha=share)
                 del push  # the next graph is built when this one is gone
-        total = total + self._system.own_l2 * block
-        if not bool(torch.isfinite(total).all()):
+        total = total.add_(block, alpha=self._system.own_l2)
+        # one reduction; large finite numbers may overflow in it
+        summed = bool(torch.isfinite(total.sum()))
+        if not summed and not bool(torch.isfinite(total).all()):
             bad = ~torch.isfinite(total).all(1)
             where = torch.where(bad, torch.nan, torch.zeros_like(total[:, 0]))
             raise InvalidInputError(

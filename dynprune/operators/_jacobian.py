@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from dynprune.operators._arithmetic import arithmetic
 from dynprune.operators._cotangents import linear_in_cotangents
 
 Function = Callable[[Tensor], Tensor]
-T = TypeVar("T")
 
 
 @final
@@ -31,16 +30,12 @@ class Jacobian:
         values: f(θ), shape ``(m,)``, differentiable in ``theta``.
         cotangent: The leaf u = 0, shape ``(m,)``.
         pulled: J'u, shape ``(P,)``, differentiable in ``cotangent``.
-        nbytes: What the graphs hold, θ included.
-        substituted: Functions whose kernels were replaced.
     """
 
     theta: Tensor
     values: Tensor
     cotangent: Tensor
     pulled: Tensor
-    nbytes: int
-    substituted: frozenset[str]
 
     def push(self, rows: Tensor) -> Tensor:
         """Return J v for each row v.
@@ -87,28 +82,20 @@ def jacobian(
         A forward pass, where all layers are replaced; at most 1.3 gradients.
     """
     theta = state.detach().clone().requires_grad_()
-
-    def build() -> tuple[Tensor, Tensor, Tensor, frozenset[str]]:
-        with linear_in_cotangents(substitute=substitute, small=small) as stage:
-            values = function(theta)
-            u = torch.zeros_like(values).requires_grad_()
-            pulled = torch.zeros_like(theta)
-            stage.pulling = True
-            if values.requires_grad:
-                (pulled,) = torch.autograd.grad(values, theta, u, create_graph=True)
-            stage.pulling = False
-        return values, u, pulled, frozenset(stage.substituted)
-
-    with isolated(0), torch.enable_grad(), arithmetic(theta.device, "native"):
-        (values, u, pulled, substituted), nbytes = measured(build)
-    return Jacobian(
-        theta=theta,
-        values=values,
-        cotangent=u,
-        pulled=pulled,
-        nbytes=nbytes,
-        substituted=substituted,
-    )
+    with (
+        isolated(0),
+        torch.enable_grad(),
+        arithmetic(theta.device, "native"),
+        linear_in_cotangents(substitute=substitute, small=small) as stage,
+    ):
+        values = function(theta)
+        u = torch.zeros_like(values).requires_grad_()
+        pulled = torch.zeros_like(theta)
+        stage.pulling = True
+        if values.requires_grad:
+            (pulled,) = torch.autograd.grad(values, theta, u, create_graph=True)
+        stage.pulling = False
+    return Jacobian(theta=theta, values=values, cotangent=u, pulled=pulled)
 
 
 def through(outputs: Tensor, inputs: Tensor, rows: Tensor) -> Tensor:
@@ -123,7 +110,7 @@ def through(outputs: Tensor, inputs: Tensor, rows: Tensor) -> Tensor:
         Shape ``(k, len(inputs))``; zeros where the outputs do not depend on them.
     """
     found = None
-    if outputs.requires_grad:
+    if outputs.requires_grad and len(rows):
         together = len(rows) > 1
         (found,) = torch.autograd.grad(
             outputs,
@@ -136,32 +123,3 @@ def through(outputs: Tensor, inputs: Tensor, rows: Tensor) -> Tensor:
     if found is None:
         return inputs.new_zeros((len(rows), len(inputs)))
     return found.reshape(len(rows), len(inputs))
-
-
-def measured(build: Callable[[], T]) -> tuple[T, int]:
-    """Build a graph and count what it holds.
-
-    Args:
-        build: Builds it; called again where torch cannot count, as in networks that
-            call ``torch.func.grad``.
-
-    Returns:
-        What it returns, and the bytes; 0 where they are not known.
-    """  # noqa: DOC501 - whatever the build raises
-    held: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        try:
-            storage = tensor.untyped_storage()
-            held[storage.data_ptr()] = storage.nbytes()
-        except (NotImplementedError, RuntimeError):  # of a torch.func transform
-            held[id(tensor)] = tensor.numel() * tensor.itemsize
-        return tensor.detach()  # an output itself would hold its graph for ever
-
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
-            return build(), sum(held.values())
-    except RuntimeError as error:
-        if "saved tensor hooks" not in str(error):
-            raise
-    return build(), 0

@@ -19,7 +19,8 @@ def twice_differentiable(*, substitute: bool = True) -> Iterator[set[str]]:
     """Build graphs that can be differentiated twice, and cheaply.
 
     Attention uses its math kernel, the only one with a second derivative; the user's
-    setting is restored. With ``substitute``, convolutions and batch norms in eval mode
+    setting is restored. Weight norms are written out: the second derivative of torch's
+    own function is wrong (by half, torch 2.13, against finite differences). With ``substitute``, convolutions and batch norms in eval mode
     are replaced by the same functions with leaner derivatives: torch makes the double
     backward of a convolution by transposing and regrouping (2.7 gradients per product
     on ResNet-20), and that of a batch norm from many small operations. A batch norm
@@ -32,13 +33,9 @@ def twice_differentiable(*, substitute: bool = True) -> Iterator[set[str]]:
     Yields:
         Names of the functions that were replaced, filled as the graph is built.
     """
-    substitutes = _Substitutes()
-    with sdpa_kernel(SDPBackend.MATH):
-        if substitute:
-            with substitutes:
-                yield substitutes.used
-        else:
-            yield substitutes.used
+    substitutes = _Substitutes(lean=substitute)
+    with sdpa_kernel(SDPBackend.MATH), substitutes:
+        yield substitutes.used
 
 
 _Settings = tuple[list[int], list[int], list[int], int]
@@ -47,8 +44,9 @@ _Known = tuple[Tensor, Tensor, Tensor]
 
 @final
 class _Substitutes(TorchFunctionMode):
-    def __init__(self) -> None:
+    def __init__(self, *, lean: bool) -> None:
         TorchFunctionMode.__init__(self)
+        self._lean = lean
         self.used: set[str] = set()
         self._last: _Convolved | None = None
 
@@ -57,6 +55,10 @@ class _Substitutes(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result: Tensor | None = None
+        if func is torch._weight_norm:
+            return _weight_norm(*args, **kwargs)
+        if not self._lean:
+            return func(*args, **kwargs)
         if func in _CONVOLUTIONS:
             self._last = _convolution(_CONVOLUTIONS[func], *args, **kwargs)
             result = None if self._last is None else self._last.output
@@ -66,6 +68,14 @@ class _Substitutes(TorchFunctionMode):
             return func(*args, **kwargs)
         self.used.add(func.__name__)
         return result
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    # w = g v / |v|, the norm over all axes but one
+    axes = [axis for axis in range(v.ndim) if axis != dim % v.ndim or dim == -1]
+    norm = torch.linalg.vector_norm(v, dim=axes, keepdim=True)
+    scaled: Tensor = v * (g / norm)
+    return scaled
 
 
 @final
@@ -92,7 +102,11 @@ def _convolution(
     groups: int = 1,
 ) -> _Convolved | None:
     tensors = [input, weight] if bias is None else [input, weight, bias]
-    plain = all(type(part) in {Tensor, torch.nn.Parameter} for part in tensors)
+    plain = all(
+        type(part) in {Tensor, torch.nn.Parameter}
+        and not torch._C._functorch.is_functorch_wrapped_tensor(part)
+        for part in tensors
+    )
     if not plain or isinstance(padding, str) or input.ndim != spatial + 2:
         return None
     mixed = len({part.dtype for part in tensors}) > 1

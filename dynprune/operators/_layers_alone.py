@@ -39,7 +39,11 @@ def layers_alone(
         for handle in handles:
             handle.remove()
     for name, (layer, inputs) in found.items():
-        yield name, *_alone(layer, inputs)
+        try:
+            state, function = _alone(layer, inputs)
+        except RuntimeError:
+            continue  # its input lived inside a torch.func transform
+        yield name, state, function
 
 
 def _alone(layer: nn.Module, inputs: Any) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

@@ -101,9 +101,13 @@ class NTKOperator(AbstractOnData):
         Returns:
             Shape ``(P, k)``: of k = 1 and U = ∂L/∂f, the gradient.
 
+        Raises:
+            InvalidInputError: If the shape differs.
+
         Cost:
             One pass over the data.
-        """
+        """  # noqa: DOC502 - raised by _check_rows
+        _check_rows(block, self._length)
         rows = block.T.contiguous()
         total = rows.new_zeros((len(rows), self._system.size))
         start = 0
@@ -128,9 +132,13 @@ class NTKOperator(AbstractOnData):
         Returns:
             Shape ``(N C, k)``.
 
+        Raises:
+            InvalidInputError: If the shape differs.
+
         Cost:
             One pass over the data.
-        """
+        """  # noqa: DOC502 - raised by _check_rows
+        _check_rows(block, self._system.size)
         rows = block.T.contiguous()
         pieces: list[Tensor] = []
 
@@ -159,7 +167,7 @@ class NTKOperator(AbstractOnData):
         found = jacobian(
             self._function(part), self._system.state, substitute=substitute
         )
-        return _Outputs(jacobian=found, length=len(found.values), nbytes=found.nbytes)
+        return _Outputs(jacobian=found, length=len(found.values))
 
 
 @final
@@ -169,10 +177,16 @@ class _Outputs:
 
     jacobian: Jacobian
     length: int
-    nbytes: int
 
     def product(self, rows: Tensor) -> Tensor:
         return self.jacobian.pull(self.jacobian.push(rows))
+
+
+def _check_rows(block: Tensor, wanted: int) -> None:
+    if block.ndim != 2 or len(block) != wanted:
+        raise InvalidInputError(
+            f"A block of shape {tuple(block.shape)} was given. Pass ({wanted}, k)."
+        )
 
 
 def _flat(system: GradientSystem, named: dict[str, Tensor], part: Any) -> Tensor:

@@ -38,7 +38,7 @@ def flatten_outputs(outputs: Any) -> FlatOutputs:
     Raises:
         InvalidInputError: For complex tensors and objects that may hide tensors.
     """  # noqa: DOC502 - raised by _moves
-    leaves, spec = flatten(outputs)
+    leaves, spec = pytree.tree_flatten(outputs)
     moving = [_moves(leaf) for leaf in leaves]
     free = [leaf for leaf, yes in zip(leaves, moving, strict=True) if yes]
     shapes = [leaf.shape for leaf in free]
@@ -63,24 +63,6 @@ def flatten_outputs(outputs: Any) -> FlatOutputs:
     return FlatOutputs(
         vector=torch.cat(parts) if parts else torch.zeros(0), rebuild=rebuild
     )
-
-
-def flatten(tree: Any) -> tuple[list[Any], pytree.TreeSpec]:
-    """Return the leaves of a nest and its structure, and leave no reference behind.
-
-    torch's own ``tree_flatten`` holds its list of leaves in a cycle of Python objects,
-    so that the graph of an output would live until the garbage collector comes.
-
-    Args:
-        tree: Any nest.
-
-    Returns:
-        The leaves, and what ``tree_unflatten`` needs.
-    """
-    leaves, spec = pytree.tree_flatten(tree)
-    own = list(leaves)
-    leaves.clear()
-    return own, spec
 
 
 def _moves(leaf: Any) -> bool:

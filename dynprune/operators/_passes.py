@@ -36,11 +36,6 @@ _COLUMNS: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], bool]] = (
 class PartGraph(Protocol):
     """The graph of one part of the data, and its share of a symmetric product."""
 
-    @property
-    def nbytes(self) -> int:
-        """What the graph holds."""
-        ...
-
     def product(self, rows: Tensor) -> Tensor:
         """Multiply each row; together (vmap) if there are several."""
         ...
@@ -60,7 +55,6 @@ class Passes(Generic[G]):
         name: Of the function.
         memory_budget: Bytes that a product may hold at its peak.
         route: As for the Hessian.
-        replaceable: Says, at the first product, whether kernels may be replaced.
 
     Raises:
         InvalidInputError: For an unknown route.
@@ -75,7 +69,6 @@ class Passes(Generic[G]):
         name: str,
         memory_budget: int | None,
         route: JacobianRoute,
-        replaceable: Callable[[], bool] = lambda: True,
     ) -> None:
         if route not in get_args(JacobianRoute):
             raise unknown("route", route, get_args(JacobianRoute))
@@ -85,7 +78,6 @@ class Passes(Generic[G]):
             default_budget(system) if memory_budget is None else memory_budget
         )
         self._route: JacobianRoute = route
-        self._replaceable = replaceable
         self._plan: Plan | None = None
         self._few: Any = None
         self._kept: list[G] = []
@@ -100,7 +92,7 @@ class Passes(Generic[G]):
             first = next(self._system.batches())
             self._few = head(first, 4)
             # the Hessian's graphs hold more: its estimate is on the safe side
-            self._plan = decide(
+            plan = decide(
                 self._system,
                 first,
                 route=self._route,
@@ -110,11 +102,11 @@ class Passes(Generic[G]):
                 ),
                 precision="native",
             )
-            batched = self._plan.way == "batched" and self._trusted(2)
+            batched = plan.way == "batched" and self._trusted(2)
             self._plan = replace(
-                self._plan,
+                plan,
                 way="batched" if batched else "kept",
-                substitute=self._replaceable() and self._trusted(1),
+                substitute=self._trusted(1),
             )
         return self._plan
 
@@ -133,9 +125,12 @@ class Passes(Generic[G]):
         def add(graph: G) -> None:
             nonlocal total
             wide = self.columns(graph, len(rows))
-            found = [graph.product(part) for part in rows.split(wide)]
-            whole = found[0] if len(found) == 1 else torch.cat(found)
-            total = whole if total is None else total.add_(whole)
+            if total is None and wide >= len(rows):
+                total = graph.product(rows)
+                return
+            total = torch.zeros_like(rows) if total is None else total
+            for into, part in zip(total.split(wide), rows.split(wide), strict=True):
+                into += graph.product(part)
 
         self.each(add)
         return torch.zeros_like(block) if total is None else total.T
@@ -177,7 +172,7 @@ class Passes(Generic[G]):
         """
         if wanted == 1 or self._route not in {"auto", "batched"}:
             return 1
-        together = min(columns_at_once(graph.nbytes, self._budget), wanted)
+        together = min(columns_at_once(self.plan.nbytes, self._budget), wanted)
         if together == 1 or not self._trusted(2):
             return 1
         if self._route != "batched" and not self._faster(graph, min(together, 8)):
@@ -196,7 +191,7 @@ class Passes(Generic[G]):
 
     def _faster(self, graph: G, wide: int) -> bool:
         known = _COLUMNS.setdefault(self._system.module, {})
-        key = (self._name, self._system.size, graph.nbytes, self._system.device, wide)
+        key = (self._name, *self._place, self.plan.nbytes, wide)
         if key not in known:
             rows = torch.ones(wide, self._system.size, dtype=self._system.dtype)
             rows = rows.to(self._system.device)
@@ -205,6 +200,11 @@ class Passes(Generic[G]):
                 min(self._seconds(graph, rows) for _ in range(2)) < 0.9 * wide * alone
             )
         return known[key]
+
+    @property
+    def _place(self) -> tuple[object, ...]:
+        system = self._system
+        return system.size, system.dtype, system.device
 
     def _seconds(self, graph: G, rows: Tensor) -> float:
         self._wait()

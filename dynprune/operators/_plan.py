@@ -206,10 +206,11 @@ def _size(
     held: list[int] = []
 
     def weigh(part: Any) -> None:
-        graph = build(
-            system, part, precision=precision, substitute=substitute, weigh=True
-        )
-        held.append(graph.nbytes or 0)
+        make = partial(build, system, part, precision=precision, substitute=substitute)
+        try:
+            held.append(make(weigh=True).nbytes or 0)
+        except RuntimeError:  # torch.func inside the model takes no hooks: its peak
+            held.append(peak_bytes(make))
 
     def run(part: Any) -> None:
         graph = build(system, part, precision=precision, substitute=substitute)
@@ -285,7 +286,7 @@ def decide(
                 "graph once for all of them."
             )
         # batches of a loader are cut only if the first one is over the budget
-        largest = length(batch) if is_pair(batch) else None
+        largest = length(batch) if _cuttable(system, batch) else None
         return Plan(
             way=way,
             kept=False,
@@ -322,7 +323,8 @@ def decide(
             )
     else:
         why = "asked for"
-    microbatch = _microbatch(size, memory_budget, whole)
+    able = whole if _cuttable(system, batch) else None
+    microbatch = _microbatch(size, memory_budget, able)
     held = min(whole, microbatch or whole)
     return Plan(
         way=way,
@@ -332,6 +334,15 @@ def decide(
         nbytes=None,
         reason=f"{why}; built for each product, in parts of {held} examples",
     )
+
+
+def _cuttable(system: GradientSystem, batch: Any) -> bool:
+    # the weights of parts must add up to that of the batch
+    if not is_pair(batch):
+        return False
+    half = -(-length(batch) // 2)
+    both = sum(system.weight(part) for part in parts(batch, half))
+    return abs(both - system.weight(batch)) <= 1e-6 * abs(both)
 
 
 class _Sizer(Protocol):

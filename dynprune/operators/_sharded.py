@@ -59,8 +59,10 @@ class ShardedOperator(AbstractOperator):
             hold no row.
 
     Cost:
-        A product is one all-gather and one all-to-all of P numbers per column in
-        place of one all-reduce, and three more P-vectors per column while it is made.
+        A product is one all-gather of shards and one all-to-all of P numbers per
+        column in place of one all-reduce; while it is made, P-vectors of the whole
+        product and two more per column. Measured on two gloo ranks, ten pairs, P =
+        1.1e6: 0.70 of the memory of whole vectors on each, in the same time.
 
     Source:
         The division is that of stage 1 of Rajbhandari et al., *ZeRO: memory

@@ -33,6 +33,7 @@ class ScoredNet:
     def __init__(
         self, system: GradientSystem, *, mode: Mode = "eval", temperature: float = 1.0
     ) -> None:
+        system.check_one_process("Scoring weights")
         if mode not in {"eval", "train"}:
             raise InvalidInputError(f"mode is {mode!r}. Pass 'eval' or 'train'.")
         if not 0.0 < temperature < float("inf"):

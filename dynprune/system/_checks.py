@@ -8,16 +8,19 @@ from torch import Tensor
 
 from dynprune.core import InvalidInputError
 
-_MOST = 256
+_MOST = 32
 
 
 def check_loss(
-    mean: Callable[[Any], Tensor], batch: Any, steady: Callable[[], bool]
+    mean: Callable[[Any], Tensor],
+    batch: Any,
+    steady: Callable[[], bool],
+    weight: Callable[[Any], float],
 ) -> None:
     r"""Refuse a loss that is not finite or not a mean over examples.
 
-    With parts of sizes :math:`n_1 + n_2 = n` a mean satisfies
-    :math:`n L = n_1 L_1 + n_2 L_2`; a sum and a class-weighted mean do not. Class
+    With parts of weights :math:`n_1 + n_2 = n` (numbers of examples by default) a mean
+    satisfies :math:`n L = n_1 L_1 + n_2 L_2`; a sum and a class-weighted mean do not. Class
     weights may all but cancel in a large batch, so pairs of examples of different
     targets are split, too: there the weights :math:`w` are off by the factor
     :math:`(w_1 - w_2) / (w_1 + w_2)`.
@@ -26,6 +29,7 @@ def check_loss(
         mean: The loss of a batch, without gradients.
         batch: The first batch of the data.
         steady: Says whether the network is still in eval mode.
+        weight: Returns the weight of a batch.
 
     Raises:
         InvalidInputError: If the loss is NaN or infinite, or the split batch
@@ -41,21 +45,30 @@ def check_loss(
         if not steady() or abs(float(mean((x, y))) - whole) > 1e-6 * abs(whole):
             return  # stochastic: the determinism probe will say why
         for cut in {1, len(y) // 3} - {0, len(y)}:
-            _compare(mean, x, y, cut, whole)
+            _compare(mean, weight, x, y, cut, whole)
         for other in _others(y):
             pair = torch.tensor([0, other], device=y.device)
             two = x[pair.to(x.device)], y[pair]
-            _compare(mean, *two, 1, float(mean(two)))
+            _compare(mean, weight, *two, 1, float(mean(two)))
 
 
 def _compare(
-    mean: Callable[[Any], Tensor], x: Tensor, y: Tensor, cut: int, whole: float
+    mean: Callable[[Any], Tensor],
+    weight: Callable[[Any], float],
+    x: Tensor,
+    y: Tensor,
+    cut: int,
+    whole: float,
 ) -> None:
     n = len(y)
-    rtol = max(float(torch.finfo(_dtype(x)).eps) ** 0.5, 1e-6)
-    head = float(mean((x[:cut], y[:cut])))
-    tail = float(mean((x[cut:], y[cut:])))
-    split = (cut * head + (n - cut) * tail) / n
+    parts = (x[:cut], y[:cut]), (x[cut:], y[cut:])
+    losses = [mean(part) for part in parts]
+    rtol = max(float(torch.finfo(losses[0].dtype).eps) ** 0.5, 1e-6)
+    head, tail = (float(loss) for loss in losses)
+    shares = [weight(part) / weight((x, y)) for part in parts]
+    if abs(sum(shares) - 1.0) > 1e-6:  # weights that do not add say nothing of parts
+        shares = [cut / n, (n - cut) / n]
+    split = shares[0] * head + shares[1] * tail
     if abs(split - whole) > 2 * rtol * max(abs(whole), abs(head), abs(tail)):
         raise InvalidInputError(
             f"The loss is not a mean over examples: a batch of {n} gives {whole:.6g}, "
@@ -81,10 +94,6 @@ def _is_pair(batch: Any) -> bool:
         and len(batch[0]) == len(batch[1])
         and len(batch[1]) > 1
     )
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    return x.dtype if x.is_floating_point() else torch.float32
 
 
 def _finite(value: float) -> None:

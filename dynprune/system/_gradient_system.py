@@ -1,7 +1,6 @@
 """A network, its loss and its data as the dynamical system θ' = −∇L(θ)."""
 
 import copy
-import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, final
 
@@ -9,6 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.core import Coordinates, InvalidInputError, isolated
+from dynprune.system._arguments import (
+    check_arguments,
+    own_masks,
+    place_of,
+    select,
+)
 from dynprune.system._batches import BatchWeight, check_data, is_resident, length, read
 from dynprune.system._checks import check_loss
 from dynprune.system._mean_loss import BatchLoss, LossFn, MeanLoss, call
@@ -63,7 +68,8 @@ class GradientSystem:
     collective: all ranks call them, in the same order. Ranks that differ in the
     model, the state or the layout of a batch are refused, and an error on one rank is
     raised on all. The ranks should be machines of one kind, so that what they compute
-    from equal numbers is equal.
+    from equal numbers is equal. Let them meet in ``torch.distributed.barrier()`` before
+    ``destroy_process_group()``: gloo may abort a rank that leaves before the others.
 
     Args:
         model: Any module.
@@ -85,7 +91,7 @@ class GradientSystem:
             devices or of several dtypes, or ranks that differ.
 
     Cost:
-        Up to six forward passes over at most 256 examples, and nine over one or two,
+        Up to six forward passes over at most 32 examples, and nine over one or two,
         for the checks. With a process group also one reading of the data, to count
         them, and two small collectives.
 
@@ -115,7 +121,7 @@ class GradientSystem:
     ) -> None:
         self._ranks = Ranks.of(process_group, model)
         with self._ranks.together(lambda: self._signature(self.state)):
-            _check_arguments(model, loss_fn, batch_loss, l2, microbatch)
+            check_arguments(model, loss_fn, batch_loss, l2, microbatch)
             self.model = model
             self.loss_fn = loss_fn
             self.batch_loss = batch_loss
@@ -123,8 +129,8 @@ class GradientSystem:
             self.microbatch = microbatch
             self.l2 = float(l2)
             self._loss = MeanLoss(copy.deepcopy(model).eval(), loss_fn, batch_loss)
-            self._masks = _own_masks(mask)
-            self._selected = _select(model, parameters)
+            self._masks = own_masks(mask)
+            self._selected = select(model, parameters)
             chosen = dict(model.named_parameters())
             self.coordinates = Coordinates(
                 names=self._selected,
@@ -132,7 +138,7 @@ class GradientSystem:
             )
             if self._masks:
                 self.coordinates = self.coordinates.restrict(dict(self._masks))
-            self.dtype, self.device = _place_of(chosen, self._selected)
+            self.dtype, self.device = place_of(chosen, self._selected)
             self._ranks.check_device(self.device)
             self._state: Tensor | None = None
             self._buffers: dict[str, Tensor] | None = None
@@ -156,6 +162,7 @@ class GradientSystem:
                 lambda batch: self.batch_mean(named, self.buffers, batch),
                 first,
                 steady=lambda: not any(part.training for part in self.module.modules()),
+                weight=self.weight,
             )
         self.module.eval()
         self._layout = layout(first, shapes=self.batch_loss is None)
@@ -524,7 +531,7 @@ class GradientSystem:
         dense = Coordinates(names=self.names, shapes=self.coordinates.shapes)
         named = self.unflatten(self.state)
         twin = copy.copy(self)
-        twin._masks = _own_masks(mask)
+        twin._masks = own_masks(mask)
         twin.coordinates = dense.restrict(mask) if mask else dense
         twin._state = twin.coordinates.flatten(named).clone()
         twin._buffers = self.buffers
@@ -573,7 +580,7 @@ class GradientSystem:
             InvalidInputError: If the gradient is not finite, or the ranks differ.
 
         Cost:
-            At the first call two gradients, of at most 64 examples where the data are
+            At the first call two gradients, of at most 8 examples where the data are
             resident, over all of a loader; nothing after it. Over several ranks one
             small exchange each time.
         """  # noqa: DOC502 - raised by the parts
@@ -659,74 +666,3 @@ class GradientSystem:
         kind = type(self.module).__name__
         ranks = "" if self._ranks.group is None else f", {self._ranks.count} ranks"
         return f"GradientSystem({kind}, P={self.size}, {self.dtype}{masked}{ranks})"
-
-
-def _own_masks(mask: Mapping[str, Tensor] | None) -> tuple[tuple[str, Tensor], ...]:
-    return tuple(
-        (name, part.detach().bool().clone()) for name, part in (mask or {}).items()
-    )
-
-
-def _check_arguments(
-    model: object,
-    loss_fn: object,
-    batch_loss: object,
-    l2: float,
-    microbatch: int | None,
-) -> None:
-    if not isinstance(model, nn.Module):
-        raise InvalidInputError(
-            f"The model is a {type(model).__name__}. Pass a torch.nn.Module."
-        )
-    if loss_fn is None and batch_loss is None:
-        raise InvalidInputError(
-            "No loss was given. Pass loss_fn(outputs, targets), or batch_loss(model, "
-            "batch)."
-        )
-    if not 0.0 <= l2 < float("inf"):
-        raise InvalidInputError(f"l2 is {l2}. Pass a finite number ≥ 0.")
-    if microbatch is not None and microbatch < 1:
-        raise InvalidInputError(f"microbatch is {microbatch}. Pass at least 1.")
-
-
-def _select(
-    model: nn.Module, parameters: str | Sequence[str] | None
-) -> tuple[str, ...]:
-    trainable = [name for name, part in model.named_parameters() if part.requires_grad]
-    if not trainable:
-        raise InvalidInputError(
-            "The model has no trainable parameter. Set requires_grad on those to be "
-            "trained."
-        )
-    if parameters is None:
-        return tuple(trainable)
-    patterns = [parameters] if isinstance(parameters, str) else list(parameters)
-    chosen = tuple(
-        name
-        for name in trainable
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    )
-    if not chosen:
-        raise InvalidInputError(
-            f"No trainable parameter matches {patterns}. Found: {', '.join(trainable)}."
-        )
-    return chosen
-
-
-def _place_of(
-    parameters: Mapping[str, Tensor], names: Sequence[str]
-) -> tuple[torch.dtype, torch.device]:
-    dtypes = {parameters[name].dtype for name in names}
-    devices = {parameters[name].device for name in names}
-    if len(dtypes) > 1 or len(devices) > 1:
-        raise InvalidInputError(
-            f"The selected parameters are of {sorted(map(str, dtypes))} on "
-            f"{sorted(map(str, devices))}. Move them to one dtype and device, or "
-            "select some with parameters=."
-        )
-    dtype = dtypes.pop()
-    if not dtype.is_floating_point:
-        raise InvalidInputError(
-            f"The parameters are {dtype}. Only real floating-point ones are supported."
-        )
-    return dtype, devices.pop()

@@ -12,7 +12,7 @@ from dynprune.core import InvalidInputError, NotDeterministicError
 if TYPE_CHECKING:
     from dynprune.system._gradient_system import GradientSystem
 
-MOST_PROBED = 64  # examples of resident data, which are the same bytes on each pass
+MOST_PROBED = 8  # examples of resident data, which are the same bytes on each pass
 
 
 def probe(system: "GradientSystem") -> None:

@@ -118,6 +118,7 @@ def train(
         >>> train(system.with_state(torch.zeros(2)), gd, steps=1).state
         tensor([1., 0.])
     """  # noqa: DOC502 - InvalidInputError is raised below
+    system.check_one_process("Training")
     with (
         seeded_generators(system.data, seed),
         seeded_generators(data, seed),

@@ -107,7 +107,9 @@ def test_provenance_holds_the_certified_k_beside_the_density():
     assert ticket.cost.steps == 3
     assert ticket.cost.hvps > 10
     assert settings["spent_hvps"] > ticket.cost.hvps
-    assert ticket.cost.gradients == pytest.approx(3.0 + 1.0)  # 40 examples: one batch
+    assert ticket.cost.gradients == pytest.approx(
+        3.0 + 1.0 + 2 * 8 / 40
+    )  # one batch; a probe of 8
 
 
 def test_a_file_keeps_the_provenance(tmp_path):

@@ -9,10 +9,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dynprune.core import InvalidInputError
-from dynprune.operators._fisher import EmpiricalFisherOperator
-from dynprune.operators._gauss_newton import GaussNewtonOperator
-from dynprune.operators._ntk import NTKOperator
-from dynprune.operators._residual import ResidualOperator
+from dynprune.operators import (
+    EmpiricalFisherOperator,
+    GaussNewtonOperator,
+    NTKOperator,
+    ResidualOperator,
+)
 from dynprune.system import GradientSystem
 
 CROSS = nn.functional.cross_entropy

@@ -8,8 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dynprune.core import InvalidInputError, NumericalWarning
-from dynprune.operators._fisher import EmpiricalFisherOperator
-from dynprune.operators._gauss_newton import GaussNewtonOperator
+from dynprune.operators import EmpiricalFisherOperator, GaussNewtonOperator
 from dynprune.system import GradientSystem
 
 CROSS = nn.functional.cross_entropy

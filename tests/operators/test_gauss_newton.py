@@ -1,8 +1,9 @@
+import gc
 import warnings
 
 import pytest
 import torch
-from dense_curvature import dense_gauss_newton, output_vector
+from dense_curvature import dense_gauss_newton, output_vector, rows
 from problems import (
     classes,
     dense_hessian,
@@ -14,8 +15,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dynprune.core import InvalidInputError, NumericalWarning
-from dynprune.operators import HessianOperator
-from dynprune.operators._gauss_newton import GaussNewtonOperator
+from dynprune.operators import (
+    EmpiricalFisherOperator,
+    GaussNewtonOperator,
+    HessianOperator,
+    NTKOperator,
+)
 from dynprune.system import GradientSystem
 
 CROSS = nn.functional.cross_entropy
@@ -344,7 +349,7 @@ NETS = {
 
 
 def make(name, loss=CROSS):
-    maker, shape = NETS[name]
+    maker, shape = NETS.get(name, (Transformed, POINTS))
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(0)
         net = maker().double()
@@ -363,14 +368,14 @@ def make(name, loss=CROSS):
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("small", [False, True], ids=["as chosen", "all replaced"])
 def test_any_network_equals_the_dense_twin(name, small, monkeypatch, untouched):
+
     from dynprune.operators import _cotangents
 
     if small:
         monkeypatch.setattr(_cotangents, "_SMALL", 0)
     system = make(name)
     before = {k: p.clone() for k, p in system.model.state_dict().items()}
-    with warnings.catch_warnings(), untouched():
-        # no warning but where torch has none of a kernel
+    with untouched():
         G = GaussNewtonOperator(system, route="budget")
         found = G.dense()
     twin = dense_gauss_newton(system)
@@ -379,6 +384,39 @@ def test_any_network_equals_the_dense_twin(name, small, monkeypatch, untouched):
     after = system.model.state_dict()
     assert all(torch.equal(after[key], part) for key, part in before.items())
     assert all(part.grad is None for part in system.model.parameters())
+
+
+class Transformed(nn.Module):
+    """Outputs through torch.func: maps, and derivatives in the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+    def forward(self, x):
+        mapped = torch.vmap(self.net)(x)
+        slope = torch.func.grad(lambda x: self.net(x).sum())(x)[:, :3]
+        return mapped + slope + torch.func.jvp(self.net, (x,), (x.cos(),))[1]
+
+
+def test_the_jacobian_of_a_network_that_calls_torch_func():
+    from dynprune.operators._jacobian import jacobian
+
+    with warnings.catch_warnings():  # torch's own, of its forward mode
+        warnings.simplefilter("ignore", DeprecationWarning)
+        system = make("transformed")
+        theta, x = system.state.requires_grad_(), system.data[0]
+        J = jacobian(
+            lambda theta: output_vector(system, theta, (x,)),
+            system.state,
+            substitute=True,
+            small=True,
+        )
+        wanted = rows(output_vector(system, theta, (x,)), theta)
+    v = torch.linspace(-1, 1, system.size, dtype=torch.float64)[None]
+    w = torch.linspace(-1, 1, 15, dtype=torch.float64)[None]
+    assert torch.allclose(J.push(v), v @ wanted.T, rtol=1e-11, atol=1e-13)
+    assert torch.allclose(J.pull(w), w @ wanted, rtol=1e-11, atol=1e-13)
 
 
 def test_outputs_may_be_any_nest_of_tensors():
@@ -417,6 +455,7 @@ def test_an_unused_parameter_has_zero_rows():
 
 
 def test_a_wrong_kernel_is_found_and_named(monkeypatch):
+
     from dynprune.operators import _cotangents
 
     right = _cotangents._multiply
@@ -476,12 +515,44 @@ def test_a_kept_graph_holds_little_more_than_the_activations():
     def outputs(theta):
         return system.forward(system.unflatten(theta), {}, x).reshape(-1)
 
-    lean, plain = (
-        jacobian(outputs, system.state, substitute=yes).nbytes for yes in (True, False)
-    )
+    def nbytes(*, substitute):
+        held = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+            return tensor.detach()
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
+            found = jacobian(outputs, system.state, substitute=substitute)
+        assert found.pulled.requires_grad
+        return sum(held.values())
+
     activations = x.nbytes + 2 * 4 * x.nbytes  # the input, and before and after tanh
+    lean, plain = nbytes(substitute=True), nbytes(substitute=False)
     assert lean <= 1.3 * activations
     assert plain >= 1.4 * lean
+
+
+@pytest.mark.parametrize(
+    "kind", [GaussNewtonOperator, EmpiricalFisherOperator, NTKOperator]
+)
+def test_graphs_that_are_not_kept_are_freed_at_once(kind):
+    def alive():
+        return sum(issubclass(type(part), torch.Tensor) for part in gc.get_objects())
+
+    system = GradientSystem(small_net(), CROSS, classes(12, 3, 3), microbatch=4)
+    op = kind(system, route="rebuilt")
+    v = torch.ones(op.size, dtype=torch.float64)
+    op @ v
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        op @ v
+        assert alive() == before
+    finally:
+        gc.enable()
 
 
 # -- the user's world -----------------------------------------------------------------
@@ -500,6 +571,7 @@ def test_the_operator_keeps_its_state_and_counts():
     G @ torch.stack([v, v], 1)
     assert G.matvecs == 4
     assert G.shape == (system.size, system.size)
+    assert (G @ v[:, None][:, :0]).shape == (system.size, 0)
 
 
 def test_it_refuses_what_it_cannot_do():

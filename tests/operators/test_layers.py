@@ -48,6 +48,15 @@ class Tied(nn.Module):
         return self.second(self.first(x).tanh())[:, :3]
 
 
+class Mapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return torch.func.vmap(lambda row: self.one(row).tanh())(x)
+
+
 class Unused(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -129,6 +138,19 @@ LAYERS = {
     ),
     "Embedding": (Embedded, (5, 6)),
     "tied": (Tied, POINTS),
+    "weight_norm": (
+        lambda: nn.Sequential(
+            nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)),
+            nn.Tanh(),
+            nn.Linear(5, 3),
+        ),
+        POINTS,
+    ),
+    "weight_norm of a conv": (
+        lambda: after(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3), dim=1)),
+        IMAGES,
+    ),
+    "torch.func inside": (Mapped, POINTS),
     "unused": (Unused, POINTS),
     "GRUCell": (
         lambda: nn.Sequential(nn.GRUCell(4, 3)),

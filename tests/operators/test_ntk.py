@@ -6,8 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dynprune.core import InvalidInputError, NotDeterministicError
-from dynprune.operators._gauss_newton import GaussNewtonOperator
-from dynprune.operators._ntk import NTKOperator
+from dynprune.operators import GaussNewtonOperator, NTKOperator
 from dynprune.system import GradientSystem
 
 CROSS = nn.functional.cross_entropy
@@ -128,6 +127,11 @@ def test_it_refuses_what_it_cannot_do():
         NTKOperator(system) @ system.state
     with pytest.raises(InvalidInputError, match="not finite"):
         NTKOperator(system) @ torch.full((15,), torch.nan, dtype=torch.float64)
+
+    with pytest.raises(InvalidInputError, match=r"Pass \(15, k\)"):
+        NTKOperator(system).pull(system.state[:, None])
+    with pytest.raises(InvalidInputError, match=r"Pass \(31, k\)"):
+        NTKOperator(system).push(system.state)
 
     class Constant(nn.Module):
         def __init__(self):

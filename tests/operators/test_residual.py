@@ -5,9 +5,7 @@ from problems import classes, dense_hessian, half_squares, linear_regression, sm
 from torch import nn
 
 from dynprune.core import InvalidInputError
-from dynprune.operators import HessianOperator
-from dynprune.operators._gauss_newton import GaussNewtonOperator
-from dynprune.operators._residual import ResidualOperator
+from dynprune.operators import GaussNewtonOperator, HessianOperator, ResidualOperator
 from dynprune.system import GradientSystem
 
 CROSS = nn.functional.cross_entropy

@@ -4,8 +4,15 @@ from problems import classes, dense_hessian, small_net
 from torch import nn
 
 from dynprune.core import InvalidInputError
-from dynprune.operators import HessianOperator, MatrixOperator
-from dynprune.operators._selection import named_product, select
+from dynprune.operators import (
+    EmpiricalFisherOperator,
+    GaussNewtonOperator,
+    HessianOperator,
+    MatrixOperator,
+    NTKOperator,
+    ResidualOperator,
+    select,
+)
 from dynprune.system import GradientSystem
 
 CROSS = nn.functional.cross_entropy
@@ -63,7 +70,7 @@ def test_products_with_named_tensors_equal_products_with_vectors(form, columns):
     }
     given = dict(reversed(tensors.items())) if form == "mapping" else tensors.values()
     given = given if form == "mapping" else list(given)
-    found = named_product(H, system.coordinates, given)
+    found = H @ given
     assert isinstance(found, dict if form == "mapping" else list)
     if form == "mapping":
         assert tuple(found) == system.names
@@ -78,11 +85,11 @@ def test_pruned_entries_are_ignored_and_come_back_zero():
     masked = make().with_mask({"0.weight": keep})
     H = HessianOperator(masked, route="budget")
     tensors = {n: torch.ones(p.shape).double() for n, p in _shapes(masked)}
-    found = named_product(H, masked.coordinates, tensors)
+    found = H @ tensors
     assert not bool(found["0.weight"][~keep].any())
     assert torch.equal(masked.flatten(found), H @ torch.ones(27, dtype=torch.float64))
     tensors["0.weight"] = tensors["0.weight"] + 5.0 * ~keep
-    again = named_product(H, masked.coordinates, tensors)
+    again = H @ tensors
     assert all(torch.equal(found[name], again[name]) for name in found)
 
 
@@ -95,27 +102,54 @@ def test_parameters_without_coordinates_may_be_left_out():
     H = HessianOperator(gone, route="budget")
     tensors = {n: torch.ones(p.shape).double() for n, p in _shapes(gone)}
     del tensors["0.weight"]
-    found = named_product(H, gone.coordinates, tensors)
+    found = H @ tensors
     assert not bool(found["0.weight"].any())
     del tensors["0.bias"]
     with pytest.raises(InvalidInputError, match=r"'0\.bias' is missing"):
-        named_product(H, gone.coordinates, tensors)
+        H @ tensors
 
 
 def test_named_products_refuse_what_does_not_fit():
     system = make()
     H = HessianOperator(system)
     good = {n: torch.ones(p.shape).double() for n, p in _shapes(system)}
-    own = system.coordinates
     with pytest.raises(InvalidInputError, match=r"Unknown parameter '0\.wight'"):
-        named_product(H, own, good | {"0.wight": good["0.weight"]})
+        H @ (good | {"0.wight": good["0.weight"]})
     with pytest.raises(InvalidInputError, match=r"'0\.bias' has shape \(5,\)"):
-        named_product(H, own, good | {"0.bias": torch.ones(5).double()})
+        H @ (good | {"0.bias": torch.ones(5).double()})
     with pytest.raises(InvalidInputError, match=r"'0\.weight' has shape"):
-        named_product(H, own, good | {"0.weight": torch.ones(4, 3, 2).double()})
+        H @ (good | {"0.weight": torch.ones(4, 3, 2).double()})
     with pytest.raises(InvalidInputError, match="3 tensors were given for 4"):
-        named_product(H, own, list(good.values())[:3])
+        H @ list(good.values())[:3]
     with pytest.raises(InvalidInputError, match="Convert the vector"):
-        named_product(H, own, {name: part.float() for name, part in good.items()})
+        H @ {name: part.float() for name, part in good.items()}
     with pytest.raises(InvalidInputError, match="rows are no parameters"):
-        named_product(MatrixOperator(torch.eye(3)), None, good)
+        MatrixOperator(torch.eye(3)) @ good
+
+
+def test_a_restricted_operator_takes_the_tensors_it_is_of():
+    system = make()
+    H = HessianOperator(system, route="budget")
+    block = H.restrict(select(system, "2.*"))
+    good = {n: torch.ones(p.shape).double() for n, p in _shapes(system)}
+    found = block @ {name: good[name] for name in ("2.weight", "2.bias")}
+    whole = dense_hessian(system, system.state)[16:, 16:].sum(1)
+    flat = torch.cat([found[name].reshape(-1) for name in ("2.weight", "2.bias")])
+    assert torch.allclose(flat, whole, rtol=1e-11, atol=1e-13)
+    assert not bool(found["0.weight"].any())
+    shifted = (block.shifted(2.0) + block) @ good
+    again = torch.cat([shifted[name].reshape(-1) for name in ("2.weight", "2.bias")])
+    assert torch.allclose(again, 2 * whole + 2, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "kind", [GaussNewtonOperator, ResidualOperator, EmpiricalFisherOperator]
+)
+def test_every_operator_of_a_system_takes_named_tensors(kind):
+    system = make()
+    op = kind(system, route="budget")
+    good = {n: torch.ones(p.shape).double() for n, p in _shapes(system)}
+    found = system.flatten(op @ good)
+    assert torch.equal(found, op @ torch.ones(31, dtype=torch.float64))
+    with pytest.raises(InvalidInputError, match="NTKOperator, whose rows"):
+        NTKOperator(system) @ good

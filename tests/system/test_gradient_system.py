@@ -215,3 +215,24 @@ def test_nan_in_a_later_batch_is_named_and_no_loader_blamed():
     system = GradientSystem(model, half_squares, [(x[:8], y[:8]), (x[8:], y[8:])])
     with pytest.raises(InvalidInputError, match="the loss of batch 1 is nan"):
         system.flow(torch.tensor([0.0, 1.0]))
+
+
+def test_class_weights_go_through_batch_loss_and_batch_weight():
+    weights = torch.tensor([1.0, 5.0, 0.2], dtype=torch.float64)
+    x, y = classes(12, 3, 3)
+
+    def mean(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], weight=weights)
+
+    def total(batch):
+        return float(weights[batch[1]].sum())
+
+    net = small_net()
+    with pytest.raises(InvalidInputError, match="sum of the weights"):
+        GradientSystem(net, None, (x, y), batch_loss=mean)
+    whole = GradientSystem(net, None, (x, y), batch_loss=mean, batch_weight=total)
+    cut = GradientSystem(
+        net, None, (x, y), batch_loss=mean, batch_weight=total, microbatch=5
+    )
+    assert float(whole.loss()) == pytest.approx(float(cut.loss()), rel=1e-12)
+    assert torch.allclose(whole.gradient(), cut.gradient(), rtol=1e-11, atol=1e-14)

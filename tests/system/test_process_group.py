@@ -12,6 +12,7 @@ from dynprune.core import InvalidInputError, NotDeterministicError
 from dynprune.system import GradientSystem
 from dynprune.system._ranks import Ranks
 
+IMPORTS = ("scipy.integrate",)  # by each rank's first flow, else
 CROSS = nn.functional.cross_entropy
 SIZES = {2: (5, 11), 3: (7, 1, 8), 4: (2, 6, 5, 3)}
 MASK = {"0.weight": torch.arange(12).reshape(4, 3) % 3 > 0}
@@ -239,6 +240,7 @@ def job_refusals(rank, count):
         data, model=Noisy(loud=rank == 1), process_group=dist.group.WORLD, mask=None
     )
     said["noise on one rank"] = caught(noisy.check_deterministic)
+    said["one process only"] = caught(lambda: system.check_one_process("A flow"))
     # the same group still works, so that no rank was left behind
     said["after all"] = system.loss().item()
     infinite = torch.full((2,), math.inf if rank else -math.inf)
@@ -270,6 +272,8 @@ def test_ranks_that_differ_or_fail_are_refused_on_all(tmp_path):
         "ValueError",
         "rank 1's own trouble",
     ]
+    for rank in ranks:
+        assert "A flow was asked of a system" in rank["one process only"][1]
     assert len({rank["after all"] for rank in ranks}) == 1
     assert all(rank["a sum that is NaN"] == "[nan, nan]" for rank in ranks)
 
@@ -302,8 +306,8 @@ def test_resident_data_are_probed_by_their_first_examples():
     loader = make([(x[:600], y[:600]), (x[600:], y[600:])], loss_fn=loss)
     seen.clear()
     system.check_deterministic()
-    assert seen == [64, 64]
-    assert system.probe_gradients == pytest.approx(2 * 64 / 1000)
+    assert seen == [8, 8]
+    assert system.probe_gradients == pytest.approx(2 * 8 / 1000)
     seen.clear()
     system.check_deterministic()
     assert seen == []
