@@ -32,8 +32,7 @@ from _timing import Call, alternate, peak_memory, prepare, spread
 from torch import Tensor
 
 import dynprune as dp
-from dynprune.operators import AbstractOperator
-from dynprune.operators._sharded import ShardedOperator
+from dynprune.operators import AbstractOperator, ShardedOperator
 
 COLLECTIVES = {"all_reduce": 0, "all_gather": 1, "all_to_all_single": 1}
 K, TOL = 10, 1e-3

@@ -33,7 +33,7 @@ from dynprune.core import (
     Outcome,
     cite,
 )
-from dynprune.operators import HessianOperator
+from dynprune.operators import GaussNewtonOperator, HessianOperator
 from dynprune.system import GradientSystem
 from dynprune.tasks import Problem
 from dynprune.tickets import Ticket
@@ -46,6 +46,7 @@ __all__ = [
     "Cost",
     "DynPruneError",
     "DynPruneWarning",
+    "GaussNewtonOperator",
     "GradientSystem",
     "HessianOperator",
     "InvalidInputError",

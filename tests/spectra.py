@@ -44,7 +44,7 @@ def like_a_network(size: int = 300) -> Tensor:
     place = torch.arange(1, size + 1, dtype=torch.float64)
     values = place**-1.5
     values[size // 2 :] = 0.0
-    values[-size // 10 :] = -0.01 * place[: size // 10] ** -0.5
+    values[-(size // 10) :] = -0.01 * place[: size // 10] ** -0.5
     return values
 
 

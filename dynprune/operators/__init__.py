@@ -17,6 +17,7 @@ from dynprune.operators._passes import JacobianRoute
 from dynprune.operators._plan import Plan, Route
 from dynprune.operators._residual import ResidualOperator
 from dynprune.operators._selection import select
+from dynprune.operators._sharded import ShardedOperator
 
 __all__ = [
     "AbstractOperator",
@@ -32,6 +33,7 @@ __all__ = [
     "ResidualOperator",
     "RestrictedOperator",
     "Route",
+    "ShardedOperator",
     "ShiftedOperator",
     "SumOperator",
     "select",

@@ -224,11 +224,18 @@ class HessianOperator(AbstractOnData):
                 runs out, saying what would fit.
         """
         with self._memory_guard(), self._arithmetic():
-            total = torch.zeros_like(block)
+            total: Tensor | None = None
             for share, push in self._pushes(block):
-                total = total.add_(push(block), alpha=share)
+                part = push(block)
+                part = part if share == 1.0 else share * part
+                total = part if total is None else total.add_(part)
                 del push  # the next graph is built when this one is gone
-        total = total.add_(block, alpha=self._system.own_l2)
+        if total is None:
+            total = torch.zeros_like(block)
+        if self._system.own_l2:
+            total = total + self._system.own_l2 * block
+        if total.data_ptr() == block.data_ptr():  # H = I may hand v itself back
+            total = total.clone()
         # one reduction; large finite numbers may overflow in it
         summed = bool(torch.isfinite(total.sum()))
         if not summed and not bool(torch.isfinite(total).all()):

@@ -20,12 +20,14 @@ def twice_differentiable(*, substitute: bool = True) -> Iterator[set[str]]:
 
     Attention uses its math kernel, the only one with a second derivative; the user's
     setting is restored. Weight norms are written out: the second derivative of torch's
-    own function is wrong (by half, torch 2.13, against finite differences). With ``substitute``, convolutions and batch norms in eval mode
-    are replaced by the same functions with leaner derivatives: torch makes the double
-    backward of a convolution by transposing and regrouping (2.7 gradients per product
-    on ResNet-20), and that of a batch norm from many small operations. A batch norm
-    right after a convolution is folded into its weights, so that neither its input nor
-    the gradient there is held (1.6 gradients per product, half the memory).
+    own function is wrong (by half, torch 2.13, against finite differences).
+
+    With ``substitute``, convolutions and batch norms in eval mode are replaced by the
+    same functions with leaner derivatives: torch makes the double backward of a
+    convolution by transposing and regrouping (2.7 gradients per product on ResNet-20),
+    and that of a batch norm from many small operations. A batch norm right after a
+    convolution is folded into its weights, so that neither its input nor the gradient
+    there is held (1.6 gradients per product, half the memory).
 
     Args:
         substitute: Replace convolutions and batch norms.

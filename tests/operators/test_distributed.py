@@ -12,8 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dynprune.core import InvalidInputError
-from dynprune.operators import HessianOperator, MatrixOperator
-from dynprune.operators._sharded import ShardedOperator
+from dynprune.operators import HessianOperator, MatrixOperator, ShardedOperator
 from dynprune.spectral import density, eigenpairs
 from dynprune.system import GradientSystem
 

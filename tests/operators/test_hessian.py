@@ -223,3 +223,21 @@ def test_memory_stays_linear_in_coordinates():
     with Largest() as largest:
         H @ torch.ones(system.size, dtype=torch.float64)
     assert system.size <= largest.seen <= 2 * system.size
+
+
+def test_a_product_never_shares_memory_with_the_vector():
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.theta = nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+    def half_square(model, batch):
+        return 0.5 * model.theta.square().sum()
+
+    data = (torch.zeros(2, 1), torch.zeros(2))
+    system = GradientSystem(Half(), None, data, batch_loss=half_square)
+    v = torch.arange(3.0, dtype=torch.float64)
+    found = HessianOperator(system) @ v
+    assert torch.equal(found, v)
+    found.zero_()
+    assert torch.equal(v, torch.arange(3.0, dtype=torch.float64))
