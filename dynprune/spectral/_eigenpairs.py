@@ -1,27 +1,29 @@
 """Extreme eigenpairs of a symmetric operator, with enclosures and a test of them."""
 
-from dataclasses import dataclass
-from typing import final, get_args
+import os
 
 import torch
 from torch import Tensor
 
 from dynprune.core import (
     ConvergenceError,
-    InvalidInputError,
     Outcome,
     Provenance,
     derive_seed,
-    unknown,
+    generator,
 )
 from dynprune.operators import AbstractOperator
-from dynprune.spectral._enclosures import Ritz, enclose, rayleigh_ritz
-from dynprune.spectral._lanczos import Which, finite, lanczos, random_block, wanted
+from dynprune.spectral._basis import Complement
+from dynprune.spectral._checkpoint import Checkpoint, digest
+from dynprune.spectral._completeness import complete as completed
+from dynprune.spectral._enclosures import Recurrence, Ritz, enclose, rayleigh_ritz
+from dynprune.spectral._lanczos import Krylov, Which, finite, lanczos, wanted
 from dynprune.spectral._results import Eigenpairs
+from dynprune.spectral._search import Search, Verify, check, complement, first_block
 
-_TEST_TOL = 1e-4
-_TEST_BLOCK = 4
 _ROUNDING = 16
+_SAFETY = 3
+_STOP = {torch.float64: 0.98}  # of the tolerance: the rest is for the discrepancy
 
 
 def eigenpairs(
@@ -35,6 +37,10 @@ def eigenpairs(
     completeness: bool = False,
     outside: Tensor | None = None,
     start: Tensor | None = None,
+    basis_size: int | None = None,
+    verify: Verify = "one",
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 20,
     seed: int = 0,
     throw: bool = True,
     progress: bool = False,
@@ -43,12 +49,21 @@ def eigenpairs(
 
     .. math:: A u_i = \rho_i u_i + R_i, \qquad u_i^\top u_j = \delta_{ij}
 
-    with full reorthogonalisation; converged pairs stay in the basis. Values and
-    residuals are recomputed from k true products, in float64. **Enclosures**: k
-    eigenvalues of A, counted with multiplicity, lie one in each interval, of radius
-    :math:`\|R_i\|`, or :math:`\|R\|_2` of a whole group whose intervals
-    overlap (Kahan), plus ``16 eps max|ρ|`` for rounding. No quadratic (Kato–Temple)
-    bound is used: it would need a proof that nothing lies between the pairs.
+    with full reorthogonalisation; converged pairs stay in the basis. **Residuals** are
+    known from the recurrence :math:`A U = U \Theta + F S + D` of the iteration, D
+    rounding. With ``verify="one"`` the whole of it is tested by one true product, with
+    Uz for a random z, :math:`|z|^2 = k`: then :math:`E|Dz|^2 = \|D\|_F^2`, and
+    3 |Dz| is taken as a bound on D and added to every residual norm (D is rounding,
+    spread over all columns). Where the sum misses ``tol``, and always with
+    ``verify="all"``, values and residuals are recomputed from k true products, in
+    float64.
+
+    **Enclosures**: k eigenvalues of A, counted with multiplicity, lie one in each
+    interval, of radius :math:`\|R_i\|`, or :math:`\|R\|_2` of a whole group whose
+    intervals overlap (Kahan), plus ``16 eps max|ρ|`` for the rounding of products and
+    max|ρ| times the measured :math:`\|U^\top U - I\|_F`. No quadratic (Kato–Temple)
+    bound is used: it would need a proof that nothing lies between the pairs. A is the
+    operator as its products are, in its dtype.
 
     A Krylov space sees one vector of a multiple eigenvalue per starting vector, so
     enclosures cannot tell a missing copy. ``completeness=True`` starts from at least 4
@@ -59,311 +74,228 @@ def eigenpairs(
 
     Args:
         op: A, symmetric, of P coordinates.
-        k: How many pairs, 1 to P (less the columns of ``outside``).
+        k: How many pairs, 1 to P (less the columns of ``outside``); all P are found
+            by an exact decomposition.
         which: ``"LA"`` largest, ``"SA"`` smallest, ``"BE"`` both ends (one more of the
             largest if k is odd), ``"LM"`` largest in magnitude.
         tol: Residual norm asked for, relative to the largest |Ritz value|; not below
             32 eps of the operator's dtype.
-        max_matvecs: Products to spend at most, the last k and the test included; 100
+        max_matvecs: Products to spend at most, verification and test included; 100
             per pair and at least 2000 by default.
         block: Vectors to start from.
         completeness: Test that no eigenvalue is missing.
         outside: Orthonormal columns U, shape ``(P, o)``: look only at
             (I − UUᵀ)A(I − UUᵀ) on their complement, without the zeros on U.
-        start: First vectors, shape ``(P, b)``, e.g. those of a nearby state; random
-            ones, at least one, fill the block.
+        start: First vectors, shape ``(P, b)``, e.g. those of a nearby state; the
+            iteration starts from random combinations of them with a tenth of noise.
+        basis_size: Vectors kept at most, at least k + 2 blocks; by default
+            k + max(24, min(2 k, 50), k) + 2 blocks, and P if that is at most 2048.
+        verify: ``"one"`` or ``"all"``.
+        checkpoint: File in which the state is kept; if it is there, the run goes on
+            from it and ends with the same bits. Its settings must agree, and one
+            product is spent to see that the operator does. It stays when the run has
+            ended. Where vectors are sharded every rank writes two files of this name
+            with an ending.
+        checkpoint_every: Products between two states.
         seed: Of the random starts.
-        throw: Raise if the tolerance was not met; otherwise see ``outcome``.
+        throw: Raise if the tolerance was not met; otherwise see ``converged``.
         progress: Draw a bar.
 
     Returns:
         Pairs, values descending.
 
     Raises:
-        InvalidInputError: For k, which, tol, block or budget out of range, starts of
-            the wrong shape, or starts or products that are not finite.
+        InvalidInputError: For k, which, tol, block, basis or budget out of range,
+            starts of the wrong shape, starts or products that are not finite, or the
+            checkpoint of another run.
         AssumptionError: If the operator is not symmetric.
         ConvergenceError: If ``throw`` and the tolerance was not met; carries the pairs.
 
     Cost:
-        Matvecs as reported, P for an operator smaller than the basis; about
-        max(3 k, k + 24) + 3 blocks P-vectors of memory.
+        Matvecs as reported: never more than P (and the verification) if P is at most
+        2048 and ``completeness`` is not asked for. ``basis_size`` + 5 blocks P-vectors
+        of memory, 4 k with ``verify="all"``; where vectors are sharded, two
+        all-reduces of a column of T a step.
 
     Source:
         Wu and Simon, *Thick-restart Lanczos method for large symmetric eigenvalue
         problems*, 2000; Kahan's inclusion theorem in Parlett, *The Symmetric Eigenvalue
-        Problem*, 1998.
+        Problem*, 1998; the test by one product after Freivalds, *Probabilistic machines
+        can use less running time*, 1977.
 
     Example:
         >>> from dynprune.operators import MatrixOperator
         >>> pairs = eigenpairs(MatrixOperator(torch.diag(torch.arange(4.0))), 2)
         >>> pairs.values.tolist(), pairs.complete
         ([3.0, 2.0], True)
-    """  # noqa: DOC502 - AssumptionError is raised by the kernel
-    away = _outside(op, outside)
-    search = _check(
-        op, k, which, tol, max_matvecs, block, away, start, seed, completeness
+    """  # noqa: DOC502 - raised by the checks, the kernel and the checkpoint
+    away = complement(op, outside)
+    search = check(
+        op,
+        k,
+        which=which,
+        tol=tol,
+        max_matvecs=max_matvecs,
+        block=block,
+        basis_size=basis_size,
+        outside=away,
+        start=start,
+        seed=seed,
+        verify=verify,
+        completeness=completeness,
     )
-    before = op.matvecs
+    settings = _settings(search)
+    keys = {"start": digest(start), "outside": digest(outside)}
+    log = Checkpoint(checkpoint, op, every=checkpoint_every, settings=settings | keys)
     complete: bool | None
-    if op.size - away.shape[1] <= min(search.basis_size, search.budget):
-        ritz, complete, scale = _exact(op, k, which, away)
+    if search.exact:
+        ritz, complete, scale = _exact(op, search, away)
     else:
-        ritz, converged, scale = _iterate(op, k, search, away, start, progress)
-        complete = None
-        if completeness and converged:
-            ritz, complete = _test(op, ritz, k, search, away, scale, before)
+        ritz, complete, scale = _iterate(op, search, away, start, log, progress)
     slack = _ROUNDING * torch.finfo(op.dtype).eps * scale
-    residual_norms = ritz.gram.diagonal().clamp_min(0.0).sqrt()
-    met = bool((residual_norms <= search.tol * scale + slack).all())
-    spent = float(op.matvecs - before)
+    converged = _met(ritz, search, scale)
+    met = bool(converged.all())
     pairs = Eigenpairs(
         values=ritz.values,
         vectors=ritz.vectors,
-        residual_norms=residual_norms,
-        enclosures=enclose(ritz.values, ritz.gram, slack=slack),
+        residual_norms=ritz.residual_norms,
+        enclosures=enclose(
+            ritz.values, ritz.gram, slack=slack + ritz.error + ritz.skew * scale
+        ),
+        converged=converged,
         complete=complete,
         which=which,
-        matvecs=spent,
-        outcome=_outcome(met, spent, search.budget, block),
-        provenance=_provenance(op, k, search, completeness, seed),
+        matvecs=log.spent,
+        outcome=_outcome(met, log.spent, search),
+        provenance=_provenance(op, search, settings),
     )
     if throw and not met:
-        missed = int((residual_norms > search.tol * scale + slack).sum())
         raise ConvergenceError(
-            f"{missed} of {k} pairs missed tol={search.tol:g} after {spent:g} matvecs. "
-            "Raise max_matvecs, ask for fewer pairs, or loosen tol; in float32 a "
-            "float64 twin (system.double()) helps. throw=False returns the pairs.",
+            f"{int((~converged).sum())} of {k} pairs missed tol={search.tol:g} after "
+            f"{log.spent:g} matvecs. Raise max_matvecs, ask for fewer pairs, or loosen "
+            "tol; in float32 a float64 twin (system.double()) helps. throw=False "
+            "returns the pairs.",
             pairs,
         )
     return pairs
 
 
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Search:
-    which: Which
-    tol: float
-    budget: float
-    block: int
-    basis_size: int
-    seed: int
-
-
-def _outside(op: AbstractOperator, outside: Tensor | None) -> Tensor:
-    if outside is None:
-        return torch.zeros((op.size, 0), dtype=op.dtype, device=op.device)
-    if outside.ndim != 2 or outside.shape[0] != op.size:
-        raise InvalidInputError(
-            f"outside has shape {tuple(outside.shape)}. Pass ({op.size}, o), with "
-            "orthonormal columns."
-        )
-    away = outside.detach().to(device=op.device, dtype=op.dtype)
-    gram = away.T @ away
-    off = float((gram - torch.eye(len(gram)).to(gram)).abs().sum())
-    if not off <= torch.finfo(op.dtype).eps ** 0.5:
-        raise InvalidInputError(
-            f"The columns of outside are not orthonormal: |U'U - I| sums to {off:.2g}. "
-            "Pass torch.linalg.qr(U).Q."
-        )
-    return away
-
-
-def _check(
-    op: AbstractOperator,
-    k: int,
-    which: Which,
-    tol: float,
-    max_matvecs: float | None,
-    block: int,
-    outside: Tensor,
-    start: Tensor | None,
-    seed: int,
-    completeness: bool,  # noqa: FBT001 - private, passed through
-) -> _Search:
-    if which not in get_args(Which):
-        raise unknown("end of the spectrum", which, get_args(Which))
-    room = op.size - outside.shape[1]
-    if not 1 <= k <= room:
-        raise InvalidInputError(
-            f"{k} eigenpairs were asked of {room} dimensions. Pass 1 <= k <= {room}."
-        )
-    if block < 1 or not tol > 0.0:
-        raise InvalidInputError(
-            f"block={block} and tol={tol} were given. Pass block >= 1 and tol > 0."
-        )
-    if start is not None and (start.ndim != 2 or start.shape[0] != op.size):
-        raise InvalidInputError(
-            f"start has shape {tuple(start.shape)}. Pass ({op.size}, b)."
-        )
-    if start is not None and not bool(torch.isfinite(start).all()):
-        raise InvalidInputError(
-            "start holds NaN or infinity. Pass finite vectors, or leave it out."
-        )
-    wide = max(block, _TEST_BLOCK) if completeness else block
-    wide = max(wide, start.shape[1] + 1 if start is not None else 0)
-    budget = max(2000.0, 100.0 * k) if max_matvecs is None else float(max_matvecs)
-    if budget < k + wide and budget < room:
-        raise InvalidInputError(
-            f"max_matvecs={budget:g} is too few for {k} pairs from a block of {wide}. "
-            f"Pass at least {k + wide}."
-        )
-    return _Search(
-        which=which,
-        tol=max(tol, 32 * torch.finfo(op.dtype).eps),
-        budget=budget,
-        block=wide,
-        basis_size=max(3 * k, k + 24) + 2 * wide,
-        seed=seed,
-    )
-
-
 def _exact(
-    op: AbstractOperator, k: int, which: Which, outside: Tensor
+    op: AbstractOperator, search: Search, outside: Complement
 ) -> tuple[Ritz, bool, float]:
-    # The whole operator, of P products.
+    # The whole operator, of P products; every process holds the P x P matrix.
+    rows = op.rows
     eye = torch.eye(op.size, dtype=op.dtype, device=op.device)
-    products = finite(torch.cat([op @ part for part in eye.split(64, dim=1)], 1))
-    basis = torch.linalg.qr(outside, mode="complete").Q[:, outside.shape[1] :]
-    small = (basis.T @ products @ basis).double()
+    mine = eye[rows.start : rows.stop]
+    products = finite(torch.cat([op @ part for part in mine.split(64, dim=1)], 1))
+    matrix = rows.inner(mine, products)
+    away = [rows.inner(mine, panel.T) for panel in outside.panels]
+    taken = torch.cat([eye[:, :0], *away], 1)
+    basis = torch.linalg.qr(taken, mode="complete").Q[:, taken.shape[1] :]
+    small = (basis.T @ matrix @ basis).double()
     theta, Y = torch.linalg.eigh(0.5 * (small + small.T))
-    vectors = basis @ Y[:, wanted(theta, which)[:k]].to(op.dtype)
-    ritz = rayleigh_ritz(vectors, products @ vectors, outside)
+    best = basis @ Y[:, wanted(theta, search.which)[: search.k]].to(op.dtype)
+    vectors = rows.own(best)
+    ritz = rayleigh_ritz(vectors, products @ best, outside)
     return ritz, True, float(theta.abs().max())
 
 
 def _iterate(
     op: AbstractOperator,
-    k: int,
-    search: _Search,
-    outside: Tensor,
+    search: Search,
+    outside: Complement,
     start: Tensor | None,
+    log: Checkpoint,
     progress: bool,  # noqa: FBT001 - private, passed through
-) -> tuple[Ritz, bool, float]:
+) -> tuple[Ritz, bool | None, float]:
     found = lanczos(
         op,
-        k,
+        search.k,
         which=search.which,
-        tol=0.5 * search.tol,
-        max_matvecs=search.budget - k,
-        start=_first_block(op, search.block, start, seed=search.seed),
+        tol=_STOP.get(op.dtype, 0.85) * search.tol,
+        max_matvecs=search.budget - search.reserve,
+        start=first_block(op, start, search),
         outside=outside,
         basis_size=search.basis_size,
         seed=derive_seed("spectral.fresh", search.seed),
+        checkpoint=log,
         progress=progress,
     )
-    products = op @ found.vectors
-    return (
-        rayleigh_ritz(found.vectors, products, outside),
-        found.converged,
-        found.scale,
-    )
+    ritz = _verified(op, found, search, outside, log)
+    if found.whole:
+        return ritz, True, found.scale
+    if not search.completeness or not found.converged:
+        return ritz, None, found.scale
+    ritz, complete = completed(op, ritz, search, outside, found.scale, log)
+    return ritz, complete, found.scale
 
 
-def _first_block(
-    op: AbstractOperator, block: int, start: Tensor | None, *, seed: int
-) -> Tensor:
-    if start is None:
-        return random_block(op, block, seed=seed)
-    given = start.detach().to(device=op.device, dtype=op.dtype)
-    fill = random_block(op, block - given.shape[1], seed=seed)
-    tiny = torch.finfo(op.dtype).tiny
-    return torch.cat([given / given.norm(dim=0).clamp_min(tiny), fill], 1)
-
-
-def _test(
+def _verified(
     op: AbstractOperator,
-    ritz: Ritz,
-    k: int,
-    search: _Search,
-    outside: Tensor,
-    scale: float,
-    before: float,
-) -> tuple[Ritz, bool | None]:
-    # Missing pairs are looked for from a second random start; what is found is put in.
-    # A Ritz value on the complement beyond the last pair proves that one is missing.
-    ends = 2 if search.which == "BE" else 1
-    coarse = max(_TEST_TOL, search.tol)
-    for turn in range(k + 1):
-        away = torch.cat([outside, ritz.vectors], 1)
-        room = op.size - away.shape[1]
-        if room == 0:
-            return ritz, True
-        seed = derive_seed("spectral.completeness", search.seed, turn)
-        start = random_block(op, 1, seed=seed)
-        tols = (coarse, 0.5 * search.tol)
-        for tol in tols:
-            left = search.budget - (op.matvecs - before) - 2 * ends
-            if left < 3:
-                return ritz, None if tol == coarse else False
-            found = lanczos(
-                op,
-                min(ends, room),
-                which=search.which,
-                tol=tol,
-                max_matvecs=left,
-                start=start,
-                outside=away,
-                basis_size=min(max(24, 2 * ends + 8), room),
-                seed=seed,
-            )
-            extra = rayleigh_ritz(found.vectors, op @ found.vectors, away)
-            more = _merge(ritz, extra, outside)
-            best = _take(more, k, search.which)
-            slack = max(search.tol, 32 * torch.finfo(op.dtype).eps) * scale
-            missing = bool(((best.values - ritz.values).abs() > slack).any())
-            if not missing:
-                return ritz, True if found.converged else None
-            start = found.vectors
-        ritz = best
-    return ritz, False
+    found: Krylov,
+    search: Search,
+    outside: Complement,
+    log: Checkpoint,
+) -> Ritz:
+    if search.verify == "one":
+        discrepancy = _SAFETY * _discrepancy(op, found, search, outside)
+        known = Recurrence(
+            values=found.values,
+            beyond=found.beyond,
+            coupling=found.coupling,
+            discrepancy=discrepancy,
+        )
+        ritz = rayleigh_ritz(found.vectors, known, outside)
+        met = bool(_met(ritz, search, found.scale).all())
+        affordable = search.budget - log.spent >= search.k
+        if met or not found.converged or not affordable:
+            return ritz
+    products = finite(op @ found.vectors)
+    return rayleigh_ritz(found.vectors, products, outside)
 
 
-def _merge(ritz: Ritz, extra: Ritz, outside: Tensor) -> Ritz:
-    vectors = torch.cat([ritz.vectors, extra.vectors], 1)
-    products = torch.cat([ritz.products, extra.products], 1)
-    return rayleigh_ritz(vectors, products, outside)
+def _discrepancy(
+    op: AbstractOperator, found: Krylov, search: Search, outside: Complement
+) -> float:
+    # |Dz| = |A U z - U Θ z - F S z| for one random z on the sphere of radius √k.
+    make = generator(derive_seed("spectral.verify", search.seed))
+    z = torch.randn(search.k, 1, generator=make, dtype=torch.float64)
+    z *= search.k**0.5 / z.norm()
+    U, F = found.vectors, found.beyond
+    off = outside.without(finite(op @ (U @ z.to(U))))
+    off = off - U @ (found.values[:, None] * z).to(U)
+    off = off - F @ (found.coupling @ z).to(U)
+    square = float(op.rows.inner(off, off, dtype=torch.float64))
+    return float(max(square, 0.0) ** 0.5)
 
 
-def _take(ritz: Ritz, k: int, which: Which) -> Ritz:
-    order = wanted(ritz.values.flip(0), which)[:k]
-    chosen = (len(ritz.values) - 1 - order).sort().values
-    return Ritz(
-        values=ritz.values[chosen],
-        vectors=ritz.vectors[:, chosen],
-        products=ritz.products[:, chosen],
-        gram=ritz.gram[chosen][:, chosen],
-    )
+def _met(ritz: Ritz, search: Search, scale: float) -> Tensor:
+    slack = _ROUNDING * torch.finfo(ritz.vectors.dtype).eps * scale
+    return ritz.residual_norms <= search.tol * scale + slack
 
 
-def _outcome(met: bool, spent: float, budget: float, block: int) -> Outcome:  # noqa: FBT001
+def _outcome(met: bool, spent: float, search: Search) -> Outcome:  # noqa: FBT001
     if met:
         return Outcome.CONVERGED
-    if spent + block >= budget:
+    if spent + search.block + search.reserve > search.budget:
         return Outcome.MAX_MATVECS
     return Outcome.NOT_CONVERGED
 
 
+def _settings(search: Search) -> dict[str, object]:
+    names = ("k", "which", "tol", "block", "basis_size", "completeness", "verify")
+    return {name: getattr(search, name) for name in names} | {"seed": search.seed}
+
+
 def _provenance(
-    op: AbstractOperator,
-    k: int,
-    search: _Search,
-    completeness: bool,  # noqa: FBT001 - private, passed through
-    seed: int,
+    op: AbstractOperator, search: Search, settings: dict[str, object]
 ) -> Provenance:
-    settings = {
-        "k": k,
-        "which": search.which,
-        "tol": search.tol,
-        "max_matvecs": search.budget,
-        "block": search.block,
-        "completeness": completeness,
-    }
+    knobs = {name: value for name, value in settings.items() if name != "seed"}
     return Provenance(
         made_by="spectral.eigenpairs",
-        seed=seed,
+        seed=search.seed,
         dtype=str(op.dtype).removeprefix("torch."),
         device=str(op.device),
-        settings=tuple(sorted(settings.items())),
+        settings=tuple(sorted((knobs | {"max_matvecs": search.budget}).items())),
         sources=("lanczos",),
     )

@@ -1,4 +1,4 @@
-"""Ritz values of true products, their residuals, and intervals for eigenvalues."""
+"""Ritz values, their residuals, and intervals for eigenvalues."""
 
 from dataclasses import dataclass
 from typing import final
@@ -6,61 +6,105 @@ from typing import final
 import torch
 from torch import Tensor
 
-_ROWS = 65_536
+from dynprune.spectral._basis import Complement, overlap
+
+_ROWS = 8192
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Recurrence:
+    """Products that are known without making them: A V = V Θ + F S + D.
+
+    Args:
+        values: Θ, descending, float64, on the CPU, shape ``(k,)``.
+        beyond: F, orthonormal and orthogonal to V, shape ``(held, f)``.
+        coupling: S, float64, on the CPU, shape ``(f, k)``.
+        discrepancy: Bound on the Frobenius norm of D.
+    """
+
+    values: Tensor
+    beyond: Tensor
+    coupling: Tensor
+    discrepancy: float
 
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Ritz:
-    """Ritz pairs with their products.
+    """Ritz pairs with their residuals.
 
     Args:
         values: Descending, float64, shape ``(k,)``.
-        vectors: Orthonormal, shape ``(P, k)``.
-        products: A times the vectors, shape ``(P, k)``.
-        gram: RᵀR of the residuals R = AV − VΘ, float64, shape ``(k, k)``.
+        vectors: Orthonormal, shape ``(held, k)``.
+        gram: R'R of the residuals R = AV − VΘ, as far as they are known, float64,
+            shape ``(k, k)``.
+        error: Bound on the norm of what ``gram`` lacks.
+        skew: Norm of V'V − I.
     """
 
     values: Tensor
     vectors: Tensor
-    products: Tensor
     gram: Tensor
+    error: float
+    skew: float
+
+    @property
+    def residual_norms(self) -> Tensor:
+        """Norms of the residuals, or bounds on them, shape ``(k,)``."""
+        return self.gram.diagonal().clamp_min(0.0).sqrt() + self.error
 
 
-def rayleigh_ritz(vectors: Tensor, products: Tensor, outside: Tensor) -> Ritz:
-    """Return the Ritz pairs of a subspace from true products.
+def rayleigh_ritz(
+    vectors: Tensor, products: Tensor | Recurrence, outside: Complement
+) -> Ritz:
+    """Return the Ritz pairs of a subspace from its products, made or known.
 
-    Inner products and residuals are accumulated in float64 whatever the dtype is.
+    Inner products and residuals of products that were made are accumulated in float64
+    whatever the dtype is.
 
     Args:
-        vectors: V, nearly orthonormal, shape ``(P, k)``.
+        vectors: V, nearly orthonormal, shape ``(held, k)``.
         products: A V.
-        outside: Orthonormal columns that A is deflated by, shape ``(P, o)``.
+        outside: Where A is looked at.
 
     Returns:
-        Ritz pairs of A, or of the deflated A on the complement.
+        Ritz pairs of A on the complement.
+
+    Cost:
+        Four blocks of k P-vectors in all for products that were made, none for a
+        recurrence.
     """
-    products = products - outside @ (outside.T @ products)
-    overlap, small = _gram(vectors, vectors), _gram(vectors, products)
-    inverse = torch.linalg.inv(torch.linalg.cholesky(overlap))
+    rows = outside.rows
+    square = overlap(rows, vectors, vectors)
+    if isinstance(products, Recurrence):
+        S = products.coupling
+        return Ritz(
+            values=products.values.to(square.device),
+            vectors=vectors,
+            gram=(S.T @ S).to(square.device),
+            error=products.discrepancy,
+            skew=_skew(square),
+        )
+    products = outside.without(products)
+    small = overlap(rows, vectors, products)
+    inverse = torch.linalg.inv(torch.linalg.cholesky(square))
     theta, Y = torch.linalg.eigh(inverse @ (0.5 * (small + small.T)) @ inverse.T)
     mixing = (inverse.T @ Y).flip(1)
     theta = theta.flip(0)
-    turned, moved = vectors @ mixing.to(vectors), products @ mixing.to(products)
-    gram = torch.zeros_like(overlap)
+    turned = (mixing.to(vectors).T @ vectors.T).T
+    moved = (mixing.to(products).T @ products.T).T
+    gram = torch.zeros_like(square)
     for v, w in zip(turned.split(_ROWS), moved.split(_ROWS), strict=True):
         residual = w.double() - v.double() * theta
         gram += residual.T @ residual
-    return Ritz(values=theta, vectors=turned, products=moved, gram=gram)
+    skew = _skew(overlap(rows, turned, turned))
+    return Ritz(values=theta, vectors=turned, gram=rows.sum(gram), error=0.0, skew=skew)
 
 
-def _gram(left: Tensor, right: Tensor) -> Tensor:
-    total = torch.zeros(
-        (left.shape[1], right.shape[1]), dtype=torch.float64, device=left.device
-    )
-    for a, b in zip(left.split(_ROWS), right.split(_ROWS), strict=True):
-        total += a.double().T @ b.double()
-    return total
+def _skew(square: Tensor) -> float:
+    eye = torch.eye(len(square), dtype=square.dtype, device=square.device)
+    return float((square - eye).norm())
 
 
 def enclose(values: Tensor, gram: Tensor, *, slack: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Eigenpairs and gaps, with what is known about them."""
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, final
 
 import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
-_TENSORS = ("values", "vectors", "residual_norms", "enclosures")
+_TENSORS = ("values", "vectors", "residual_norms", "enclosures", "converged")
 _CURVATURE = "loss per parameter²"
 
 
@@ -39,8 +39,8 @@ class Eigenpairs:
     Args:
         values: :math:`\rho_i = u_i^\top A u_i`, descending, float64, shape ``(k,)``.
         vectors: Orthonormal :math:`u_i`, shape ``(P, k)``, the operator's dtype.
-        residual_norms: :math:`\|A u_i - \rho_i u_i\|_2` of true products, float64,
-            shape ``(k,)``.
+        residual_norms: :math:`\|A u_i - \rho_i u_i\|_2`, float64, shape ``(k,)``: of
+            true products, or bounds that one true product verified.
         enclosures: Lower and upper ends, float64, shape ``(k, 2)``.
         complete: Whether no eigenvalue is missing between them: True if tested (or the
             operator was decomposed whole), False if the test still found one when it
@@ -49,6 +49,8 @@ class Eigenpairs:
         matvecs: Products with A that were spent.
         outcome: How the iteration ended.
         provenance: Where it comes from.
+        converged: Whether each pair met the tolerance, bool, shape ``(k,)``; what
+            ``outcome`` says of all, if it is left empty.
     """
 
     values: Tensor
@@ -60,6 +62,13 @@ class Eigenpairs:
     matvecs: float
     outcome: Outcome
     provenance: Provenance
+    converged: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+
+    def __post_init__(self) -> None:
+        """Fill the marks in that were left out."""
+        if len(self.converged) != len(self.values):
+            marks = torch.full_like(self.values, self.outcome.ok, dtype=torch.bool)
+            object.__setattr__(self, "converged", marks)
 
     @property
     def size(self) -> int:
@@ -86,6 +95,8 @@ class Eigenpairs:
         """Return five lines a person reads."""
         shown = ", ".join(f"{value:.4g}" for value in self.values[:6].tolist())
         more = ", …" if len(self) > 6 else ""
+        missed = len(self) - int(self.converged.sum())
+        marked = f", {missed} not converged" if missed else ""
         tested = {
             True: "tested: none is missing",
             False: "tested: some are missing",
@@ -95,7 +106,7 @@ class Eigenpairs:
             f"{len(self)} eigenpairs ({self.which}) of an operator on "
             f"{self.size} coordinates",
             f"  values {shown}{more}",
-            f"  residual norms up to {float(self.residual_norms.max()):.2g}",
+            f"  residual norms up to {float(self.residual_norms.max()):.2g}{marked}",
             f"  completeness {tested}",
             f"  {self.matvecs:g} matvecs. {self.outcome.value}",
         ))
@@ -112,7 +123,7 @@ class Eigenpairs:
         return _plot.plot_values(self, ax)
 
     def to_frame(self) -> "DataFrame":
-        """Return one row per pair: rank, value, residual norm, enclosure."""
+        """Return one row per pair: rank, value, residual norm, enclosure, mark."""
         import pandas as pd
 
         frame = pd.DataFrame({
@@ -121,6 +132,7 @@ class Eigenpairs:
             "residual_norm": self.residual_norms.cpu().numpy(),
             "lower": self.enclosures[:, 0].cpu().numpy(),
             "upper": self.enclosures[:, 1].cpu().numpy(),
+            "converged": self.converged.cpu().numpy(),
         })
         names = ("value", "residual_norm", "lower", "upper")
         frame.attrs["units"] = dict.fromkeys(names, _CURVATURE)

@@ -20,10 +20,10 @@ def check_loss(
     r"""Refuse a loss that is not finite or not a mean over examples.
 
     With parts of weights :math:`n_1 + n_2 = n` (numbers of examples by default) a mean
-    satisfies :math:`n L = n_1 L_1 + n_2 L_2`; a sum and a class-weighted mean do not. Class
-    weights may all but cancel in a large batch, so pairs of examples of different
-    targets are split, too: there the weights :math:`w` are off by the factor
-    :math:`(w_1 - w_2) / (w_1 + w_2)`.
+    satisfies :math:`n L = n_1 L_1 + n_2 L_2`; a sum and a class-weighted mean do not.
+    Class weights may all but cancel in a large batch, so pairs of examples of
+    different targets are split, too: there the weights :math:`w` are off by the
+    factor :math:`(w_1 - w_2) / (w_1 + w_2)`.
 
     Args:
         mean: The loss of a batch, without gradients.
