@@ -6,6 +6,38 @@ from dynprune.core.errors import InvalidInputError
 from dynprune.core.provenance import Provenance
 
 _BIBTEX = {
+    "slq": """@article{ubaru2017fast,
+  title={Fast Estimation of $tr(f(A))$ via Stochastic {L}anczos Quadrature},
+  author={Ubaru, Shashanka and Chen, Jie and Saad, Yousef},
+  journal={SIAM Journal on Matrix Analysis and Applications},
+  year={2017}
+}""",
+    "xtrace": """@article{epperly2024xtrace,
+  title={{XTrace}: Making the Most of Every Sample in Stochastic Trace Estimation},
+  author={Epperly, Ethan N. and Tropp, Joel A. and Webber, Robert J.},
+  journal={SIAM Journal on Matrix Analysis and Applications},
+  year={2024}
+}""",
+    "hutch++": """@inproceedings{meyer2021hutchpp,
+  title={Hutch++: Optimal Stochastic Trace Estimation},
+  author={Meyer, Raphael A. and Musco, Cameron and Musco, Christopher
+          and Woodruff, David P.},
+  booktitle={Symposium on Simplicity in Algorithms},
+  year={2021}
+}""",
+    "hutchinson": """@article{hutchinson1989stochastic,
+  title={A Stochastic Estimator of the Trace of the Influence Matrix for
+         {L}aplacian Smoothing Splines},
+  author={Hutchinson, Michael F.},
+  journal={Communications in Statistics -- Simulation and Computation},
+  year={1989}
+}""",
+    "bekas": """@article{bekas2007estimator,
+  title={An Estimator for the Diagonal of a Matrix},
+  author={Bekas, Costas and Kokiopoulou, Effrosyni and Saad, Yousef},
+  journal={Applied Numerical Mathematics},
+  year={2007}
+}""",
     "imp": """@inproceedings{frankle2019lottery,
   title={The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks},
   author={Frankle, Jonathan and Carbin, Michael},

@@ -169,7 +169,7 @@ REFUSED = {
     "NaN in test": ("--data", "nan_test", "test split is nan"),
     "labels beyond the outputs": ("--data", "large_labels", "out of bounds. Make"),
     "test split of another width": ("--data", "narrow_test", "the test split failed"),
-    "non-scalar loss": ("--loss", "each", "not a scalar tensor (found (60,))"),
+    "non-scalar loss": ("--loss", "each", "not a scalar tensor (found (32,))"),
     "summed loss": ("--loss", "summed", "not a mean over examples"),
     "class-weighted loss": ("--loss", "weighted", "not a mean over examples"),
     "NaN loss": ("--loss", "nan", "(step 0, batch 0)"),
