@@ -80,9 +80,9 @@ def _same_noise():
 
 
 def _products(monkeypatch):
-    from dynprune.operators import _hessian
+    from dynprune.operators import _graphs
 
-    monkeypatch.setattr(_hessian, "_second", lambda gradient, theta, V: noise(V))
+    monkeypatch.setattr(_graphs, "_reverse", lambda graph, v: noise(v))
 
 
 def _ritz(monkeypatch):
@@ -92,7 +92,7 @@ def _ritz(monkeypatch):
 
     def random(vectors, products, outside):
         found = true(vectors, products, outside)
-        values = noise(found.values).abs().sort(descending=True).values
+        values = 9 * noise(found.values).abs().sort(descending=True).values
         return dataclasses.replace(found, values=values, gram=0 * found.gram)
 
     monkeypatch.setattr(_eigenpairs, "rayleigh_ritz", random)
