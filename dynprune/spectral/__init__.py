@@ -13,12 +13,15 @@ from dynprune.spectral._results import Eigenpairs, Gaps
 from dynprune.spectral._spectral_sum import spectral_sum
 from dynprune.spectral._trace import trace
 from dynprune.spectral._trace_results import Trace
+from dynprune.spectral._track import track
+from dynprune.spectral._track_results import SpectrumTrack
 
 __all__ = [
     "Density",
     "Diagonal",
     "Eigenpairs",
     "Gaps",
+    "SpectrumTrack",
     "Trace",
     "density",
     "diagonal",
@@ -29,4 +32,5 @@ __all__ = [
     "log_determinant",
     "spectral_sum",
     "trace",
+    "track",
 ]

@@ -22,7 +22,7 @@ from dynprune.spectral._results import Eigenpairs
 from dynprune.spectral._search import Search, Verify, check, complement, first_block
 
 _ROUNDING = 16
-_SAFETY = 3
+_SAFETY = 3.0
 _STOP = {torch.float64: 0.98}  # of the tolerance: the rest is for the discrepancy
 
 
@@ -51,12 +51,14 @@ def eigenpairs(
 
     with full reorthogonalisation; converged pairs stay in the basis. **Residuals** are
     known from the recurrence :math:`A U = U \Theta + F S + D` of the iteration, D
-    rounding. With ``verify="one"`` the whole of it is tested by one true product, with
-    Uz for a random z, :math:`|z|^2 = k`: then :math:`E|Dz|^2 = \|D\|_F^2`, and
-    3 |Dz| is taken as a bound on D and added to every residual norm (D is rounding,
-    spread over all columns). Where the sum misses ``tol``, and always with
-    ``verify="all"``, values and residuals are recomputed from k true products, in
-    float64.
+    rounding. With ``verify="one"`` all of it is tested by one true product, with Uz
+    for a z of random signs and sizes of ½ to 3/2, so that :math:`E|Dz|^2 = \|D\|_F^2`:
+    3 |Dz| is taken as a bound on D and added to every residual norm. Rounding is spread
+    over the pairs, and each has about 1/(3 √k) of that; an error of one pair is bounded
+    for certain; an error of one *product*, spread over the pairs in proportion to a
+    unit vector w, is seen with the factor |w'z|, which is below ⅓ for one z in four.
+    Where the sum misses ``tol``, and always with ``verify="all"``, values and residuals
+    are recomputed from k true products, in float64.
 
     **Enclosures**: k eigenvalues of A, counted with multiplicity, lie one in each
     interval, of radius :math:`\|R_i\|`, or :math:`\|R\|_2` of a whole group whose
@@ -155,13 +157,13 @@ def eigenpairs(
     slack = _ROUNDING * torch.finfo(op.dtype).eps * scale
     converged = _met(ritz, search, scale)
     met = bool(converged.all())
+    radius = slack + ritz.error + ritz.skew * scale
+    ends = enclose(ritz.values.cpu(), ritz.gram.cpu(), slack=radius)
     pairs = Eigenpairs(
         values=ritz.values,
         vectors=ritz.vectors,
         residual_norms=ritz.residual_norms,
-        enclosures=enclose(
-            ritz.values, ritz.gram, slack=slack + ritz.error + ritz.skew * scale
-        ),
+        enclosures=ends.to(ritz.values.device),
         converged=converged,
         complete=complete,
         which=which,
@@ -257,9 +259,10 @@ def _verified(
 def _discrepancy(
     op: AbstractOperator, found: Krylov, search: Search, outside: Complement
 ) -> float:
-    # |Dz| = |A U z - U Θ z - F S z| for one random z on the sphere of radius √k.
+    # |Dz| = |A U z - U Θ z - F S z|, z of random signs and sizes, |z|² = k.
     make = generator(derive_seed("spectral.verify", search.seed))
-    z = torch.randn(search.k, 1, generator=make, dtype=torch.float64)
+    z = torch.rand(search.k, 1, generator=make, dtype=torch.float64) - 0.5
+    z += 0.5 * z.sign()
     z *= search.k**0.5 / z.norm()
     U, F = found.vectors, found.beyond
     off = outside.without(finite(op @ (U @ z.to(U))))

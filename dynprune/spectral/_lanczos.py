@@ -168,7 +168,8 @@ def lanczos(
         if done or spent:
             break
         if restart:
-            kept = order[: min(k + (run.used - k) // 2, basis_size - run.width)]
+            count = _kept(theta[order], estimates > tol * run.scale, run)
+            kept = order[:count]
             run.restart(theta[kept], Y[:, kept])
         run.look_again(worst, restarted=restart)
     best = order[:k][np.argsort(-theta[order[:k]], kind="stable")]
@@ -178,6 +179,24 @@ def lanczos(
         parts |= {"vectors": found.vectors.T, "beyond": found.beyond.T}
         checkpoint.finish(parts)
     return found
+
+
+def _kept(theta: NDArray, missed: NDArray, run: "_Recursion") -> int:
+    # How many Ritz vectors to go on with, theta being the most wanted first. Steps of
+    # a polynomial that is 1 on the discarded interval of width w gain the factor
+    # cosh(steps acosh(1 + 2 d / w)) at the distance d: take the best for the median of
+    # the pairs that have not converged (Yamazaki, Bai, Simon, Wang and Wu 2010).
+    k, most = len(missed), min(run.basis_size - run.width, run.used - 2)
+    least = min(k + 1, most)
+    still = np.flatnonzero(missed)
+    target = theta[still[len(still) // 2]] if len(still) else theta[k - 1]
+    high = np.maximum.accumulate(theta[::-1])[::-1][least : most + 1]
+    low = np.minimum.accumulate(theta[::-1])[::-1][least : most + 1]
+    distance = np.maximum(target - high, low - target).clip(0.0)
+    steps = run.basis_size - np.arange(least, most + 1)
+    width = np.maximum(high - low, run.eps * run.scale)
+    gain = steps * np.arccosh(1.0 + 2.0 * distance / width)
+    return least + int(gain.argmax())
 
 
 @final
@@ -295,7 +314,7 @@ class _Recursion:
         if not restarted and 0.0 < worst < self.worst < math.inf:
             rate = math.log(self.worst / worst) / (self.used - self.seen)
             left = math.log(max(worst, 1.0)) / rate / 2
-        ahead = 1 + self.used // (64 if self.used < 64 else 32)
+        ahead = 1 if self.used < 64 else self.used // 16
         self.due = self.used + max(1, min(int(left), ahead))
         self.seen, self.worst = self.used, worst
 

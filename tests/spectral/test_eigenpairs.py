@@ -180,18 +180,42 @@ def test_a_start_in_an_invariant_subspace_is_not_believed():
     copies=st.integers(1, 4),
     shift=st.floats(-3, 3),
     steps=st.integers(20, 60),
+    single=st.booleans(),
+    basis_size=st.sampled_from([None, 14, 20]),
+    verify=st.sampled_from(["one", "all"]),
+    which=st.sampled_from(["LA", "SA", "BE", "LM"]),
 )
-def test_enclosures_match_eigenvalues_one_to_one(seed, copies, shift, steps):
+def test_enclosures_match_eigenvalues_one_to_one(
+    seed, copies, shift, steps, single, basis_size, verify, which
+):
     make = torch.Generator().manual_seed(seed)
     values = torch.randn(120, generator=make, dtype=torch.float64) + shift
     values[:copies] = values.max() + 0.5
-    op = rotated(values, seed=seed)
-    pairs = eigenpairs(op, 6, block=2, max_matvecs=steps, throw=False, seed=seed)
-    left = sorted(values.tolist())
+    matrix = rotated(values, seed=seed).dense()
+    if single:
+        matrix = matrix.float()
+    pairs = eigenpairs(
+        MatrixOperator(matrix),
+        6,
+        block=2,
+        which=which,
+        verify=verify,
+        basis_size=basis_size,
+        max_matvecs=steps,
+        tol=1e-4,
+        throw=False,
+        seed=seed,
+    )
+    left = torch.linalg.eigvalsh(matrix.double()).tolist()
+    lapack = 120 * EPS * float(values.abs().max())
     for low, high in sorted(pairs.enclosures.tolist(), key=lambda ends: ends[1]):
-        inside = [value for value in left if low <= value <= high]
+        inside = [value for value in left if low - lapack <= value <= high + lapack]
         assert inside, "an enclosure holds no eigenvalue of its own"
         left.remove(inside[0])
+    residuals = matrix.double() @ pairs.vectors.double()
+    residuals = (residuals - pairs.vectors.double() * pairs.values).norm(dim=0)
+    rounding = 16 * torch.finfo(matrix.dtype).eps * float(values.abs().max())
+    assert (residuals <= pairs.residual_norms + rounding).all()
 
 
 def test_groups_of_close_values_are_enclosed_together():
@@ -263,6 +287,8 @@ def test_the_budget_is_kept_and_the_partial_result_carried():
         ({"outside": torch.ones(3, 2).double()}, r"outside has shape \(3, 2\)"),
         ({"start": torch.ones(3, 2).double()}, r"start has shape \(3, 2\)"),
         ({"start": torch.full((300, 1), torch.nan).double()}, "start holds NaN"),
+        ({"verify": "none"}, r"Unknown way to verify 'none'\. Did you mean"),
+        ({"basis_size": 6}, "A basis of 6 vectors was asked for 5 pairs"),
     ],
     ids=str,
 )
@@ -280,11 +306,12 @@ def test_products_that_are_not_finite_are_refused(size):
         eigenpairs(op, 2)
 
 
-def test_an_operator_that_is_not_symmetric_is_refused():
+@pytest.mark.parametrize("block", [1, 2])
+def test_an_operator_that_is_not_symmetric_is_refused(block):
     op = diagonal([1.0] * 200)
     op._matrix += torch.triu(torch.ones(200, 200), 1).double()
     with pytest.raises(AssumptionError, match="not symmetric"):
-        eigenpairs(op, 2, block=2)
+        eigenpairs(op, 2, block=block)
 
 
 def test_pairs_survive_a_file_and_show_themselves(tmp_path):
