@@ -108,8 +108,8 @@ class SpectrumTrack:
             turned = self.angles[:, -1].max()
             kept = self.angles.cos().square().mean()
             lines.append(
-                f"  the span keeps {float(kept):.3g} of itself between neighbours (mean "
-                f"cos² of its angles; the largest is {float(turned):.3g} rad)"
+                f"  the span keeps {float(kept):.3g} of itself between neighbours "
+                f"(mean cos² of its angles; the largest is {float(turned):.3g} rad)"
             )
         spent = self.matvecs.sum()
         return "\n".join((*lines, f"  {float(spent):g} matvecs. {self.outcome.value}"))

@@ -17,7 +17,7 @@ from dynprune.spectral import Eigenpairs, eigenpairs
 SIZE = 400
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """The process is gone."""
 
 
@@ -40,7 +40,7 @@ def operator(A: torch.Tensor, *, dies_at: float = float("inf")) -> Products:
 
     def product(block):
         if op.count > dies_at:
-            raise Killed
+            raise KilledError
         return A @ block
 
     op.product = product
@@ -76,7 +76,7 @@ def test_a_killed_run_ends_with_the_same_bits(case, tmp_path):
     found, lives = None, 0
     while found is None and lives < 50:
         op = operator(A, dies_at=12)
-        with contextlib.suppress(Killed):
+        with contextlib.suppress(KilledError):
             found = eigenpairs(op, k, checkpoint=path, **options)
         spent, lives = spent + op.matvecs, lives + 1
     assert lives > 2
@@ -98,7 +98,7 @@ def test_more_products_may_be_allowed_later(tmp_path):
     A, path = matrix(), tmp_path / "state.safetensors"
     options = {"tol": 1e-8, "checkpoint": path, "checkpoint_every": 1}
     whole = eigenpairs(operator(A), 6, tol=1e-8)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         eigenpairs(operator(A, dies_at=20), 6, max_matvecs=30, **options)
     found = eigenpairs(operator(A), 6, max_matvecs=500, **options)
     assert torch.equal(found.vectors, whole.vectors)
@@ -119,7 +119,7 @@ def test_more_products_may_be_allowed_later(tmp_path):
 def test_the_checkpoint_of_another_run_is_refused(change, message, tmp_path):
     path = tmp_path / "state.safetensors"
     options = {"k": 5, "checkpoint": path, "checkpoint_every": 5}
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         eigenpairs(operator(matrix(), dies_at=12), **options)
     A = change.pop("op", matrix())
     with pytest.raises(InvalidInputError, match=message):
