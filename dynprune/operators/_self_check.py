@@ -45,24 +45,22 @@ def trust_kernels(
         Whether they agree; a warning names the layer type where they do not.
 
     Cost:
-        Two products and their graphs on four examples (a whole batch where it cannot
-        be cut), once for each module.
+        A graph of four examples (of a whole batch where it cannot be cut), once for
+        each module; another one and two products if kernels are replaced.
     """
 
     def compare() -> bool:
         part = head(first(), _EXAMPLES)
-        plain = build(
-            system, part, precision=precision, substitute=False, find_unused=True
-        )
-        if plain.unused:
+        lean = build(system, part, precision=precision, find_unused=True)
+        if lean.unused:
             _warn(
-                f"The loss does not depend on {', '.join(plain.unused)}: those rows "
+                f"The loss does not depend on {', '.join(lean.unused)}: those rows "
                 "and columns of the Hessian are zero. Leave such parameters out with "
                 "parameters=, or check the model."
             )
-        lean = build(system, part, precision=precision)
         if not lean.substituted:
             return True
+        plain = build(system, part, precision=precision, substitute=False)
         return _verdict(
             system,
             f"replaced kernels ({', '.join(sorted(lean.substituted))})",

@@ -142,10 +142,11 @@ class GradientSystem:
             self._ranks.check_device(self.device)
             self._state: Tensor | None = None
             self._buffers: dict[str, Tensor] | None = None
-            self._take(data)
+            self._take(data, own=not self._masks)
         self._count()
 
-    def _take(self, data: Any) -> None:
+    def _take(self, data: Any, *, own: bool = False) -> None:
+        # own: the private copy of the model is at the system's state now
         check_data(data)
         self.data = data
         self._examples: float | None = None
@@ -159,7 +160,9 @@ class GradientSystem:
         named = self.unflatten(self.state)
         with isolated(0):
             check_loss(
-                lambda batch: self.batch_mean(named, self.buffers, batch),
+                self._loss
+                if own
+                else lambda batch: self.batch_mean(named, self.buffers, batch),
                 first,
                 steady=lambda: not any(part.training for part in self.module.modules()),
                 weight=self.weight,
