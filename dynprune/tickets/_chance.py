@@ -8,6 +8,7 @@ from typing import Any, final
 import numpy as np
 
 _SPREAD = 12.0  # standard deviations kept on either side, and as many counts
+_DIRECT = 20_000_000  # products in a convolution that is not done by FFT
 
 
 @final
@@ -66,14 +67,12 @@ def distribution(layers: Sequence[Counts]) -> tuple[int, Any]:
         The smallest count that is listed, and a float64 array of the probabilities
         from there on, of sum 1.
     """
-    from scipy.signal import convolve
-
     start, total = 0, np.ones(1)
     done: list[Counts] = []
     for layer in layers:
         first, part = _hypergeometric(layer)
         done.append(layer)
-        joined = np.clip(convolve(total, part), 0.0, None)
+        joined = _convolve(total, part)
         start, total = _cut(start + first, joined, *moments(done))
     return start, total / total.sum()
 
@@ -107,6 +106,14 @@ def _hypergeometric(layer: Counts) -> tuple[int, Any]:
     logs = np.concatenate([[0.0], np.cumsum(steps)])
     weights = np.exp(logs - logs.max())
     return low, weights / weights.sum()
+
+
+def _convolve(a: Any, b: Any) -> Any:
+    if len(a) * len(b) <= _DIRECT:
+        return np.convolve(a, b)
+    size = len(a) + len(b) - 1
+    product = np.fft.rfft(a, size) * np.fft.rfft(b, size)
+    return np.clip(np.fft.irfft(product, size), 0.0, None)
 
 
 def _cut(start: int, values: Any, mean: float, variance: float) -> tuple[int, Any]:

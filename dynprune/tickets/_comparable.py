@@ -12,6 +12,7 @@ from dynprune.tickets._measures import CHAIN
 from dynprune.tickets._ticket import Ticket
 
 Tickets = Ticket | Sequence[Ticket] | Mapping[str, Ticket]
+_DONE = {"shuffle": "shuffled", "reinitialise": "reinitialised"}
 
 
 def labelled(
@@ -58,8 +59,8 @@ def _labels(tickets: Sequence[Ticket]) -> list[str]:
     for ticket in tickets:
         made = ticket.provenance.made_by
         origin = str(dict(ticket.provenance.settings).get("origin", ""))
-        words = [origin, made] if origin else [made]
-        plain = " ".join(word.rpartition(".")[2] for word in words)
+        words = [word.rpartition(".")[2] for word in (origin, made) if word]
+        plain = " ".join([words[0], *(_DONE.get(word, word) for word in words[1:])])
         name = f"{plain} {100.0 * ticket.density:.3g} %"
         count = sum(other.partition(" #")[0] == name for other in names)
         names.append(f"{name} #{count + 1}" if count else name)

@@ -25,7 +25,14 @@ from dynprune.tickets._relational_graph import GROUPS
 from dynprune.tickets._shuffle import shuffle
 from dynprune.tickets._ticket import Ticket
 
-SOURCES = ("sanity", "effective", "ramanujan", "relational_graph", "path_norm", "ipr")
+_SOURCES = {
+    "effective_density": "effective",
+    "ramanujan_s": "ramanujan",
+    "clustering": "relational_graph",
+    "path_norm": "path_norm",
+    "locality": "ipr",
+    "error_barrier": "rewinding",
+}
 
 
 def compare(
@@ -161,6 +168,7 @@ def compare(
             runs, names, problem, split=split, points=points, buffers=buffers
         )
         readings, cost = readings + barriers, cost + spent
+    measured = {one.measure for one in readings}
     settings: dict[str, Any] = {
         "shuffles": shuffles,
         "eigenvalues": eigenvalues,
@@ -182,7 +190,7 @@ def compare(
             dtype=tickets[0].provenance.dtype,
             examples=0 if system is None else round(system.examples),
             settings=tuple(settings.items()),
-            sources=SOURCES if runs is None else (*SOURCES, "rewinding"),
+            sources=("sanity", *(_SOURCES[m] for m in _SOURCES if m in measured)),
         ),
     )
 

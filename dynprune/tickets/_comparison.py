@@ -150,7 +150,9 @@ class Comparison:
             f"Comparison of {len(self.labels)} tickets, {len(self.layers)} layers",
             f"density   {_span([own[0] for own in self.densities])}",
         ]
-        if defined:
+        if len(defined) == 1:
+            lines.append(f"overlap   beyond chance, {_told(defined[0])}")
+        elif defined:
             nearest = max(defined, key=lambda one: one.value)
             furthest = min(defined, key=lambda one: one.value)
             lines += [

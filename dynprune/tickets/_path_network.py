@@ -237,10 +237,10 @@ class PathNetwork:
                 "tensors, so it has no output to follow paths to. Wrap it."
             )
         total = torch.stack([leaf.sum() for leaf in leaves]).sum()
-        if not math.isfinite(float(total)):
+        if not math.isfinite(float(total.detach())):
             raise InvalidInputError(
-                f"The sum over paths is {float(total)}. Look for a function that "
-                "overflows, or pass a smaller example."
+                f"The sum over paths is {float(total.detach())}. Look for a "
+                "function that overflows, or pass a smaller example."
             )
         return total
 

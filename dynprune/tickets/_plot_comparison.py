@@ -147,6 +147,7 @@ def _densities(
     ax.set_yticks([])
     _bare(ax)
     ax.axvline(0.5, color="white", lw=3.0)
+    ax.set_xlabel("layer", fontsize=_SMALL)
     ax.set_title("Weights kept (%)", loc="left", fontsize=_SMALL + 1)
 
 
@@ -157,7 +158,11 @@ def _note(ax: Any, image: Any, values: Any, write: Any) -> None:
     for i in range(rows):
         for j in range(columns):
             shade = image.cmap(image.norm(values[i, j]))
-            light = 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2] > 0.55
+            # nothing is drawn where the colour is transparent
+            light = (
+                shade[3] == 0
+                or 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2] > 0.55
+            )
             ax.text(
                 j,
                 i,
@@ -191,6 +196,8 @@ def _bare(ax: Any) -> None:
 def _two_digits(value: float) -> str:
     if not math.isfinite(value):
         return "–"
+    if abs(value) < 0.005:
+        return "0"
     text = f"{value:.2f}"
     return (
         text.replace("0.", ".", 1)
