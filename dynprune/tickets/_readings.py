@@ -58,8 +58,8 @@ class Reading:
         Returns:
             The reading.
         """
-        # a null that does not vary but for rounding gives no z
-        varies = null_sd > 1e-9 * max(abs(null_mean), abs(value))
+        # a null that varies by rounding only gives no z
+        varies = null_sd > 1e-12 * abs(null_mean)
         return Reading(
             measure=measure,
             layer=layer,

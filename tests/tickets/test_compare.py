@@ -24,6 +24,7 @@ from dynprune.tickets import (
     path_norm,
     shuffle,
 )
+from dynprune.tickets._locality import locality
 from dynprune.training import Recipe
 
 CE = nn.functional.cross_entropy
@@ -172,6 +173,12 @@ def test_locality_of_the_first_layer():
     found = compare(ticket, ticket, shuffles=0, labels="pq")
     assert reading(found, "locality", "w", "p").value == 0.75  # (1/2 + 1) / 2
     assert not [r for r in found.readings if (r.measure, r.layer) == ("locality", "v")]
+
+
+def test_inverse_participation_ratio_of_unequal_weights():
+    # (1 + 16) / (1 + 4)², whatever the scale
+    for scale in (1.0, 1e-30, 1e30):
+        assert locality(torch.tensor([[1.0, 2.0]]) * scale) == pytest.approx(17 / 25)
 
 
 def test_paths_without_a_model_are_not_guessed():

@@ -208,6 +208,8 @@ def test_null_that_is_not_defined_is_left_out():
     none = Reading.sampled("m", "all", ("t",), value=2.0, null=[math.nan, 1.0])
     assert math.isnan(none.null_mean)
     assert math.isnan(none.p)
-    same = Reading.sampled("m", "all", ("t",), value=2.0, null=[2.0] * 5)
+    vast = Reading.sampled("m", "all", ("t",), value=1e15, null=[1.0, 2.0, 3.0])
+    assert vast.z == pytest.approx(1e15)
+    same = Reading.sampled("m", "all", ("t",), value=2.1, null=[0.1 * 21] * 5)
     assert math.isnan(same.z)
     assert same.p == 1.0
