@@ -220,6 +220,27 @@ def check_ends(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Non
         )
 
 
+def trained_weight(run: Any, name: str) -> Tensor:
+    """Return one tensor of a finished run.
+
+    Args:
+        run: See :func:`error_barrier`.
+        name: Of a parameter.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        InvalidInputError: If the run has none of that name.
+    """
+    named = _named(run)
+    if name not in named:
+        raise InvalidInputError(
+            f"A run has no {name!r}, which the tickets mask. Pass runs of the tickets."
+        )
+    return named[name]
+
+
 def _named(run: Any) -> dict[str, Tensor]:
     state = run.parameters if isinstance(run, Run) else getattr(run, "state", None)
     if not isinstance(state, Mapping):

@@ -161,6 +161,13 @@ def check_model(
         )
     if system is not None:
         check_masks(ticket.mask_items, system.model)
+        own = {name for name, _ in ticket.state_items}
+        missing = [n for n, _ in system.model.named_parameters() if n not in own]
+        if missing:
+            raise InvalidInputError(
+                f"The system's model has {missing[0]}, which is not in the tickets' "
+                "state. Pass the system that the tickets were made for."
+            )
         if system.masks:
             raise InvalidInputError(
                 "The system is masked. Pass the dense one; each ticket brings its mask."

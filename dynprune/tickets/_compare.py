@@ -1,11 +1,12 @@
 """What sparse networks found by different methods have in common."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dynprune.core import Cost, Provenance, derive_seed, track
 from dynprune.system import GradientSystem
-from dynprune.tickets._barrier import NormStatistics, error_barrier
+from dynprune.tickets._barrier import NormStatistics, error_barrier, trained_weight
 from dynprune.tickets._comparable import (
     Tickets,
     check_alike,
@@ -18,6 +19,7 @@ from dynprune.tickets._comparable import (
 )
 from dynprune.tickets._comparison import Comparison
 from dynprune.tickets._degrees import degree_readings, degrees
+from dynprune.tickets._locality import trained_locality
 from dynprune.tickets._measures import TicketMeasures, Values
 from dynprune.tickets._overlap import pair_overlaps
 from dynprune.tickets._readings import ALL, Reading
@@ -78,7 +80,8 @@ def compare(
     cannot fall below 1 / (shuffles + 1).
 
     **Between two trained states**, with ``runs``: error and loss barrier
-    (:func:`error_barrier`), without a null.
+    (:func:`error_barrier`), without a null; and of each the locality of the trained
+    first layer, against permutations of its weights.
 
     Densities differ from method to method: compare at one density, or read the overlap
     beyond chance.
@@ -165,8 +168,25 @@ def compare(
     cost = measures.cost
     if runs is not None:
         barriers, spent = _barriers(
-            runs, names, problem, split=split, points=points, buffers=buffers
+            runs,
+            names,
+            problem,
+            split=split,
+            points=points,
+            buffers=buffers,
+            progress=progress,
         )
+        first = tickets[0].mask_items[0][0]
+        readings += [
+            trained_locality(
+                trained_weight(run, first),
+                layer=first,
+                label=label,
+                shuffles=shuffles,
+                seed=seed,
+            )
+            for run, label in zip(runs, names, strict=True)
+        ]
         readings, cost = readings + barriers, cost + spent
     measured = {one.measure for one in readings}
     settings: dict[str, Any] = {
@@ -214,20 +234,21 @@ def _barriers(
     split: str,
     points: int,
     buffers: NormStatistics,
+    progress: bool,
 ) -> tuple[list[Reading], Cost]:
     readings, cost = [], Cost()
-    for i in range(len(runs)):
-        for j in range(i + 1, len(runs)):
-            found = error_barrier(
-                runs[i], runs[j], problem, split=split, points=points, buffers=buffers
+    pairs = list(itertools.combinations(range(len(runs)), 2))
+    for i, j in track(pairs, label="tickets.barriers", show=progress):
+        found = error_barrier(
+            runs[i], runs[j], problem, split=split, points=points, buffers=buffers
+        )
+        cost += found.cost
+        pair = (labels[i], labels[j])
+        readings += [
+            Reading(measure=measure, layer=ALL, tickets=pair, value=value)
+            for measure, value in (
+                ("error_barrier", found.error_barrier),
+                ("loss_barrier", found.loss_barrier),
             )
-            cost += found.cost
-            pair = (labels[i], labels[j])
-            readings += [
-                Reading(measure=measure, layer=ALL, tickets=pair, value=value)
-                for measure, value in (
-                    ("error_barrier", found.error_barrier),
-                    ("loss_barrier", found.loss_barrier),
-                )
-            ]
+        ]
     return readings, cost

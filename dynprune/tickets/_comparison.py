@@ -1,13 +1,25 @@
 """What a comparison of tickets returns."""
 
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
 from typing import Any, final
 
-from dynprune.core import Cost, InvalidInputError, Provenance, unknown
+import torch
+
+from dynprune.core import (
+    Cost,
+    InvalidInputError,
+    Provenance,
+    load_tensors,
+    save_tensors,
+    unknown,
+)
 from dynprune.tickets import _plot_comparison
 from dynprune.tickets._readings import ALL, Reading
 
+_KIND = "tickets.Comparison"
+_NUMBERS = ("value", "null_mean", "null_sd", "z", "p")
 DISTANCES = ("hamming", "error_barrier", "loss_barrier")
 
 
@@ -136,6 +148,67 @@ class Comparison:
             densities=self.densities,
             layers=(ALL, *self.layers),
             ax=ax,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, atomically.
+
+        Args:
+            path: Where it shall be.
+        """
+        numbers = [[getattr(one, name) for name in _NUMBERS] for one in self.readings]
+        tensors = {
+            "readings": torch.tensor(numbers, dtype=torch.float64),
+            "densities": torch.tensor(self.densities, dtype=torch.float64),
+        }
+        words = [[one.measure, one.layer, *one.tickets] for one in self.readings]
+        metadata = {
+            "kind": _KIND,
+            "labels": list(self.labels),
+            "layers": list(self.layers),
+            "readings": words,
+            "notes": list(self.notes),
+            "cost": asdict(self.cost),
+            "provenance": self.provenance.to_dict(),
+        }
+        save_tensors(path, tensors, metadata)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Comparison":
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The comparison.
+
+        Raises:
+            InvalidInputError: If the file is missing, truncated, or no comparison.
+        """
+        tensors, metadata = load_tensors(path)
+        if metadata.get("kind") != _KIND:
+            raise InvalidInputError(
+                f"{path} holds {metadata.get('kind', 'something else')!r}, not a "
+                "comparison. Pass a file that Comparison.save wrote."
+            )
+        rows = zip(metadata["readings"], tensors["readings"].tolist(), strict=True)
+        return Comparison(
+            labels=tuple(metadata["labels"]),
+            layers=tuple(metadata["layers"]),
+            densities=tuple(tuple(row) for row in tensors["densities"].tolist()),
+            readings=tuple(
+                Reading(
+                    measure=words[0],
+                    layer=words[1],
+                    tickets=tuple(words[2:]),
+                    **dict(zip(_NUMBERS, numbers, strict=True)),
+                )
+                for words, numbers in rows
+            ),
+            notes=tuple(metadata["notes"]),
+            cost=Cost(**metadata["cost"]),
+            provenance=Provenance.from_dict(metadata["provenance"]),
         )
 
     def summary(self) -> str:

@@ -53,9 +53,10 @@ def degree_readings(
 
     .. math:: r = \operatorname{corr}_i(k_i^a, k_i^b)
 
-    over the inputs i of a layer (``input_correlation``) or its outputs
-    (``output_correlation``): 1 = the same units are thick and thin. Two tickets may
-    share no more weights than chance and still agree on the units.
+    over the inputs i of a layer (``input_correlation``, the second dimension of its
+    weight) or its outputs (``output_correlation``, the first): 1 = the same units are
+    thick and thin. Two tickets may share no more weights than chance and still agree
+    on the units.
 
     Args:
         counts: For each ticket :func:`degrees` of itself and of its shuffles.

@@ -2,7 +2,11 @@
 
 import math
 
+import torch
 from torch import Tensor
+
+from dynprune.core import derive_seed, generator
+from dynprune.tickets._readings import Reading
 
 
 def locality(weights: Tensor) -> float:
@@ -38,3 +42,28 @@ def locality(weights: Tensor) -> float:
         return math.nan
     squares = rows.square()
     return float((squares.square().sum(1) / squares.sum(1).square()).mean())
+
+
+def trained_locality(
+    weights: Tensor, *, layer: str, label: str, shuffles: int, seed: int
+) -> Reading:
+    """Measure the locality of trained weights against the same weights, shuffled.
+
+    Args:
+        weights: Trained and masked, shape ``(out, in, …)``.
+        layer: Its name.
+        label: Of the ticket.
+        shuffles: How many permutations of all weights of the layer.
+        seed: Of the permutations.
+
+    Returns:
+        The reading.
+    """
+    flat, null = weights.reshape(-1), []
+    for draw in range(shuffles):
+        mixer = generator(derive_seed("tickets.locality", seed, label, draw))
+        order = torch.randperm(flat.numel(), generator=mixer).to(flat.device)
+        null.append(locality(flat[order].view(weights.shape)))
+    return Reading.sampled(
+        "locality_trained", layer, (label,), value=locality(weights), null=null
+    )

@@ -16,6 +16,7 @@ from dynprune.pruning import imp, magnitude, random, snip
 from dynprune.system import GradientSystem
 from dynprune.tasks import Problem
 from dynprune.tickets import (
+    Comparison,
     Ticket,
     compare,
     effective_density,
@@ -234,6 +235,18 @@ def test_barriers_between_runs():
     assert math.isnan(one.null_mean)
     assert reading(found, "loss_barrier", "all", "a", "c").value == alone.loss_barrier
     assert found.cost.forwards == 3 * 5
+    weights = run.levels[2].state["0.weight"]
+    local = reading(found, "locality_trained", "0.weight", "c")
+    assert local.value == locality(weights)
+    again = compare(
+        run.tickets, runs=run.levels, problem=whole, points=3, shuffles=9, labels="abc"
+    )
+    local = reading(again, "locality_trained", "0.weight", "c")
+    draw, mixed = torch.Generator().manual_seed(5), []
+    for _ in range(200):  # the null of permutations, to 5 of its standard errors
+        order = torch.randperm(weights.numel(), generator=draw)
+        mixed.append(locality(weights.reshape(-1)[order].view(weights.shape)))
+    assert abs(local.null_mean - np.mean(mixed)) < 5 * np.std(mixed) / 3
     table = found.similarity("loss_barrier")
     assert table.loc["a", "a"] == 0.0
     assert table.loc["c", "a"] == table.loc["a", "c"] == alone.loss_barrier
@@ -268,6 +281,26 @@ def test_result_is_frozen_tidy_and_says_what_it_is():
     table = found.similarity("hamming", layer="0.weight")
     assert (table.to_numpy() == table.to_numpy().T).all()
     assert (np.diag(table) == 0).all()
+
+
+def test_round_trip_through_a_file(tmp_path):
+    system = problem()
+    found = compare(three(system), system=system, shuffles=3)
+    found.save(tmp_path / "a")
+    read = Comparison.load(tmp_path / "a")
+    assert read.to_frame().equals(found.to_frame())
+    assert (read.labels, read.layers, read.densities) == (
+        found.labels,
+        found.layers,
+        found.densities,
+    )
+    assert (read.notes, read.cost) == (found.notes, found.cost)
+    assert cite(read) == cite(found)
+    read.save(tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    snip(system, density=0.4).save(tmp_path / "c")
+    with pytest.raises(InvalidInputError, match="'ticket', not a comparison"):
+        Comparison.load(tmp_path / "c")
 
 
 def test_same_seed_same_result():
@@ -397,6 +430,30 @@ def test_masked_system_is_refused():
     ticket = magnitude(system, density=0.4)
     with pytest.raises(InvalidInputError, match="The system is masked"):
         compare(ticket, ticket, system=system.with_ticket(ticket))
+
+
+def test_state_of_another_system_is_refused():
+    with torch.random.fork_rng():
+        net = nn.Linear(5, 4).double()
+    system = GradientSystem(net, CE, classes(9, 5, 4))
+    ticket = one_ticket(name="weight")
+    with pytest.raises(InvalidInputError, match="model has bias, which is not in"):
+        compare(ticket, ticket, system=system, labels="pq")
+
+
+def test_runs_of_other_tickets_are_refused():
+    whole, run = trained()
+    ticket = one_ticket((12, 6), name="elsewhere")
+    with pytest.raises(InvalidInputError, match="no 'elsewhere', which the tickets"):
+        compare(
+            ticket,
+            ticket,
+            runs=run.levels[:2],
+            problem=whole,
+            points=3,
+            shuffles=0,
+            labels="pq",
+        )
 
 
 def test_unknown_measures_and_layers_are_refused():
