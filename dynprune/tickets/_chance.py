@@ -90,7 +90,7 @@ def two_sided(start: int, probabilities: Any, mean: float, shared: int) -> float
         A probability; below about 1e-15 it reads 0.
     """
     away = np.abs(start + np.arange(len(probabilities)) - mean)
-    far = away >= abs(shared - mean) * (1.0 - 1e-12) - 1e-12
+    far = away >= abs(shared - mean) * (1.0 - 1e-9) - 1e-9
     return min(1.0, float(probabilities[far].sum()))
 
 

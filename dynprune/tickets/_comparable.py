@@ -37,6 +37,8 @@ def labelled(
         if isinstance(a, Mapping):
             labels = list(a) if labels is None else labels
             a = list(a.values())
+        if not isinstance(a, Iterable):
+            a = [a]
         tickets = [*a] if b is None else [*a, b]
     wrong = [type(one).__name__ for one in tickets if not isinstance(one, Ticket)]
     if wrong or len(tickets) < 2:

@@ -20,12 +20,12 @@ def effective_density(
     With a model, the paths are those of its forward pass: in a private float64 copy
     with positive weights, no biases and linear units, w is on a path iff
     :math:`|w| \, \partial R / \partial |w| > 0` for the summed output R. (The copy has
-    weights of one size for all that is kept, so a weight of value 0 counts as a
-    connection. Norms pass units one by one; max pooling passes its whole window;
-    through the softmax of attention, whose slopes have signs, it is ≠ 0 on a random
-    input.) Without a model the masks are read as a chain of Linear and Conv layers in
-    their order, by boolean reachability of units. **That is wrong where layers are
-    joined otherwise**, e.g. by a skip connection: pass the model there.
+    random weights where a weight is kept, so one of value 0 counts as a connection.
+    Norms pass units one by one; max pooling passes its whole window; through a
+    softmax, whose slopes have signs, the condition is ≠ 0.) Without a model the masks
+    are read as a chain of Linear and Conv layers in their order, by boolean
+    reachability of units. **That is wrong where layers are joined otherwise**, e.g. by
+    a skip connection: pass the model there.
 
     Args:
         ticket: The ticket; only its masks count.

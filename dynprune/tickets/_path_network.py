@@ -72,7 +72,7 @@ class PathNetwork:
             tensors count, others are passed on.
 
     Cost:
-        A float64 copy of the model.
+        A float64 copy of the model, and as many random numbers.
     """
 
     def __init__(self, model: nn.Module, example: Any) -> None:
@@ -86,15 +86,17 @@ class PathNetwork:
             lambda leaf: leaf.detach().to(device) if isinstance(leaf, Tensor) else leaf,
             example,
         )
+        self._draw = self._drawn()
         self._linearise_()
 
     def effective(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         r"""Say which kept weights lie on a path from the input to the output.
 
-        All kept weights are set to one positive number per tensor, so that nothing
-        over- or underflows and a weight of value 0 is a connection like any other. With
-        R the sum of the outputs on a random positive input, a kept weight is effective
-        iff :math:`\partial R / \partial w \ne 0`.
+        Kept weights are set to random positive numbers of a size at which nothing
+        over- or underflows, so that a weight of value 0 is a connection like any other.
+        With R the sum of the outputs, times random positive numbers (the plain sum of a
+        softmax is 1), on a random positive input, a kept weight is effective iff
+        :math:`\partial R / \partial w \ne 0`.
 
         Args:
             masks: Parameter name to boolean tensor, True = kept.
@@ -119,14 +121,14 @@ class PathNetwork:
                     continue
                 kept = part.numel() if mask is None else int(mask.sum())
                 gain = max(1.0, kept / part.shape[0]) if part.ndim > 1 else 1.0
-                part.fill_(1.0 / gain)
+                part.copy_(self._draw[name] / gain)
                 if mask is not None:
                     part.masked_fill_(~mask.to(part.device), 0.0)
         self._scale_norms_(power=0.0)
         weights = [self._own[name] for name in masks]
         draw = generator(0)
         with torch.enable_grad():
-            total = self._output(lambda leaf: 0.5 + torch.rand(leaf, generator=draw))
+            total = self._output(lambda shape: _positive(shape, draw), mix=True)
             slopes = torch.autograd.grad(
                 total, weights, allow_unused=True, materialize_grads=True
             )
@@ -212,7 +214,14 @@ class PathNetwork:
             # an attribute of the private copy, read by _scaled
             module.__dict__["_path_factor"] = factor
 
-    def _output(self, make: Any) -> Tensor:
+    def _drawn(self) -> dict[str, Tensor]:
+        draw = generator(0)
+        return {
+            name: _positive(part.shape, draw).to(part.device)
+            for name, part in self._own.items()
+        }
+
+    def _output(self, make: Any, *, mix: bool = False) -> Tensor:
         def value(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
                 return leaf
@@ -236,6 +245,11 @@ class PathNetwork:
                 f"The network returns a {type(found).__name__} without floating-point "
                 "tensors, so it has no output to follow paths to. Wrap it."
             )
+        if mix:
+            draw = generator(1)
+            leaves = [
+                leaf * _positive(leaf.shape, draw).to(leaf.device) for leaf in leaves
+            ]
         total = torch.stack([leaf.sum() for leaf in leaves]).sum()
         if not math.isfinite(float(total.detach())):
             raise InvalidInputError(
@@ -263,6 +277,10 @@ def check_example(example: Any) -> Any:
             "example=torch.ones(1, ...) of the shape of one example."
         )
     return example
+
+
+def _positive(shape: Any, draw: torch.Generator) -> Tensor:
+    return 0.5 + torch.rand(shape, generator=draw, dtype=torch.float64)
 
 
 def _replace(module: nn.Module, forward: Any) -> None:

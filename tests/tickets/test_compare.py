@@ -389,6 +389,7 @@ def one_ticket(shape=(4, 5), name="w", state=None):
     ("call", "says"),
     [
         (lambda t: compare(t), "asked of 1 ticket"),
+        (lambda t: compare(SimpleNamespace(), t), "asked of a SimpleNamespace"),
         (lambda t: compare(t, SimpleNamespace()), "asked of a SimpleNamespace"),
         (lambda t: compare(t, one_ticket((5, 5))), r"w is \(4, 5\) in .* \(5, 5\) in"),
         (lambda t: compare(t, one_ticket(name="v")), "w is .* and no mask in"),

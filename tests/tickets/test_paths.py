@@ -75,6 +75,20 @@ def test_chain_pass_and_walk_agree_on_mlps(seed, activation):
     assert any(bool((masks[n] & ~expected[n]).any()) for n in masks)
 
 
+@pytest.mark.parametrize(
+    "last", [nn.LogSoftmax(1), nn.Softmax(1), nn.Softmin(1)], ids=str
+)
+def test_classifier_that_ends_in_a_softmax(last):
+    # its outputs sum to 1, and are equal where all weights of a layer are
+    net = mlp().append(last)
+    masks = masks_for(net, 0.4, 3)
+    masks["4.weight"][:] = True
+    chain = chain_effective(masks)
+    passed = PathNetwork(net, torch.zeros(1, 4)).effective(masks)
+    assert all(torch.equal(chain[name], passed[name]) for name in masks)
+    assert any(bool(part.any()) for part in chain.values())
+
+
 class TakesMax(nn.Module):
     def __init__(self):
         nn.Module.__init__(self)
@@ -157,6 +171,12 @@ def test_attention_queries_are_on_paths():
     assert found["self_attn.in_proj_weight"] == 1.0
     assert found["linear1.weight"] == 15 / 16
     assert found["linear2.weight"] == 15 / 16  # one input of it has no path
+    # without values nothing comes out, and queries and keys lead nowhere
+    masks["self_attn.in_proj_weight"][16:] = False
+    found = effective_density(ticket_of(net, masks), net, example=torch.zeros(1, 5, 8))
+    assert found["self_attn.in_proj_weight"] == 0.0
+    assert found["self_attn.out_proj.weight"] == 0.0
+    assert found["linear1.weight"] == 15 / 16  # by the skip connection
 
 
 def test_hugging_face_model_by_keywords():
