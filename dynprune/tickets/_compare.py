@@ -117,10 +117,12 @@ def compare(
             problem are missing, or a number is out of range.
 
     Cost:
-        For each of the T tickets and its shuffles: two singular values per layer; with
-        a model a few passes of one example; with a system one gradient, and for
-        eigenvalues about 30 to 100 HVPs. LeNet-300-100: about 30 ms each. For
-        barriers, ``points`` forward passes over the split for each pair.
+        For each of the T tickets and each of its shuffles: two singular values per
+        layer; with a model three passes of one example; with a system one gradient,
+        and for eigenvalues some 30 to 100 HVPs. About 20 ms for LeNet-300-100 and 1.5 s
+        for 16 million weights, on one core, beside gradients and HVPs (pass
+        ``system.with_data(part)`` to spend less on them). For barriers, ``points``
+        forward passes over the split for each pair of tickets.
 
     Source:
         Chance by shuffles: Frankle et al., *Pruning Neural Networks at Initialization:

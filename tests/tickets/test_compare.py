@@ -81,6 +81,34 @@ def test_values_are_those_of_the_single_measures():
         assert reading(found, "density", "all", label).value == ticket.density
 
 
+def test_convolutions_with_batch_norm():
+    with torch.random.fork_rng():
+        net = nn.Sequential(
+            nn.Conv2d(1, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(8, 3),
+        )
+    net[1].running_var.fill_(4.0)
+    x, y = classes(12, 16, 3)
+    system = GradientSystem(net, CE, (x.float().view(12, 1, 4, 4), y))
+    tickets = three(system, density=0.3)
+    found = compare(tickets, system=system, shuffles=2)
+    assert found.notes == ()
+    assert found.layers == ("0.weight", "5.weight")
+    for label, ticket in tickets.items():
+        # each of 4 positions of a channel sees 9 pixels, times its sum of weights
+        conv, last = (ticket.masked_state[n].double().abs() for n in found.layers)
+        scale = 1.0 / (4.0 + net[1].eps) ** 0.5
+        expected = float((4 * conv.sum((1, 2, 3)) * scale * last.sum(0)).sum())
+        one = reading(found, "path_norm", "all", label)
+        assert one.value == pytest.approx(expected, rel=1e-9)
+    table = found.similarity("input_correlation", layer="5.weight")
+    assert np.isfinite(table.to_numpy()).all()
+
+
 def test_gradient_flow_and_hessian_are_those_of_the_masked_system():
     system = problem()
     tickets = {n: three(system)[n] for n in ("snip", "random")}
