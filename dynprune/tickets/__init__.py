@@ -1,7 +1,18 @@
-"""Masks with their rewind state: save, load, apply, enforce, sanity checks."""
+"""Masks with their rewind state: save, load, apply, enforce, algebra, checks."""
 
+from dynprune.tickets._algebra import complement, difference, intersection, union
+from dynprune.tickets._invert import invert
 from dynprune.tickets._reinitialise import reinitialise
 from dynprune.tickets._shuffle import shuffle
 from dynprune.tickets._ticket import Ticket
 
-__all__ = ["Ticket", "reinitialise", "shuffle"]
+__all__ = [
+    "Ticket",
+    "complement",
+    "difference",
+    "intersection",
+    "invert",
+    "reinitialise",
+    "shuffle",
+    "union",
+]
