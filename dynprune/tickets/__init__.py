@@ -1,6 +1,7 @@
 """Masks with their rewind state: save, load, apply, enforce, algebra, checks."""
 
 from dynprune.tickets._algebra import complement, difference, intersection, union
+from dynprune.tickets._broadcast import broadcast
 from dynprune.tickets._invert import invert
 from dynprune.tickets._reinitialise import reinitialise
 from dynprune.tickets._shuffle import shuffle
@@ -8,6 +9,7 @@ from dynprune.tickets._ticket import Ticket
 
 __all__ = [
     "Ticket",
+    "broadcast",
     "complement",
     "difference",
     "intersection",

@@ -113,7 +113,7 @@ def complement(ticket: Ticket) -> Ticket:
         >>> kept = {"w": torch.tensor([True, False])}
         >>> complement(Ticket.make(kept, {"w": torch.ones(2)})).masks
         {'w': tensor([False,  True])}
-    """
+    """  # noqa: DOC502 - raised by _check_kept
     masks = {name: ~mask for name, mask in ticket.mask_items}
     _check_kept("complement of a ticket", masks)
     made = ticket.provenance

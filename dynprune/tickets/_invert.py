@@ -47,7 +47,7 @@ def invert(
         >>> ticket = Ticket.make(kept, {"w": torch.ones(3)})
         >>> invert(ticket, {"w": torch.tensor([3.0, 1.0, 2.0])}).masks["w"]
         tensor([False,  True, False])
-    """
+    """  # noqa: DOC502 - raised by _check
     if scores is not None:
         _check(ticket, scores)
     inverted = []

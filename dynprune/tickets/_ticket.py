@@ -187,8 +187,11 @@ class Ticket:
 
         On entry pruned weights of ``model`` are set to zero. Inside, their gradients
         are zero after every backward pass and they themselves after every
-        ``optimizer.step()``, whatever momentum and weight decay do. On exit the hooks
-        are removed.
+        ``optimizer.step()``, whatever momentum and weight decay do, and after every
+        ``model.load_state_dict()``. On exit the hooks are removed.
+
+        A ``DistributedDataParallel`` model is unwrapped, and ranks with different
+        masks are refused (``dp.tickets.broadcast`` hands one ticket to all).
 
         Args:
             model: The user's model; call :meth:`apply_` first to start from θ.
@@ -198,8 +201,9 @@ class Ticket:
             A context manager that yields the model.
 
         Raises:
-            InvalidInputError: On entry, if a mask does not fit the model or the
-                optimiser moves none of the masked weights.
+            InvalidInputError: On entry, if a mask does not fit the model, the
+                optimiser moves none of the masked weights, or data-parallel ranks
+                have different masks.
 
         Example:
             >>> net = nn.Linear(2, 1)

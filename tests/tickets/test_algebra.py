@@ -83,7 +83,9 @@ def test_states_must_agree_or_be_chosen():
     assert torch.equal(union(a, b, state="second").state["a"], b.state["a"])
     with pytest.raises(InvalidInputError, match="state is 'mine'"):
         union(a, b, state="mine")
-    moved = replace(b, state_items=a.state_items, buffer_items=(("mean", torch.ones(2)),))
+    moved = replace(
+        b, state_items=a.state_items, buffer_items=(("mean", torch.ones(2)),)
+    )
     with pytest.raises(InvalidInputError, match="different states: mean differ"):
         difference(a, moved)
 
@@ -148,7 +150,9 @@ def test_inversion_without_scores_is_uniform():
     assert float((shares[1:] - 1 / 3).abs().max()) < 4 * (2 / 9 / 400) ** 0.5
 
 
-@given(values=st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=11, max_size=11))
+@given(
+    values=st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=11, max_size=11)
+)
 def test_inversion_by_scores_keeps_the_lowest(values):
     a = ticket(0b10110010011)
     scores = torch.tensor(values)
