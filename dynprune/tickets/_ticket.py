@@ -17,7 +17,7 @@ from dynprune.core import (
     load_tensors,
     save_tensors,
 )
-from dynprune.tickets import _apply, _enforce, _plot, _torch_prune
+from dynprune.tickets import _apply, _dense, _enforce, _plot, _torch_prune
 
 Items = tuple[tuple[str, Tensor], ...]
 _KIND = "ticket"
@@ -218,6 +218,23 @@ class Ticket:
             0.0
         """  # noqa: DOC502 - raised by enforced
         return _enforce.enforced(self.mask_items, model, optimizer)
+
+    def to_dense(self, model: nn.Module) -> nn.Module:
+        r"""Return a plain copy of a model with exact zeros where the ticket prunes.
+
+        Its weights are :math:`m \odot \theta` with θ the model's own, trained ones, not
+        the ticket's state. Masks of ``torch.nn.utils.prune`` are made permanent.
+
+        Args:
+            model: The user's model; not changed.
+
+        Returns:
+            The copy.
+
+        Raises:
+            InvalidInputError: If a mask does not fit the model.
+        """  # noqa: DOC502 - raised by check_masks
+        return _dense.to_dense(self.mask_items, model)
 
     def to_torch_prune(self, model: nn.Module) -> nn.Module:
         """Write the state into a model and mask it with ``torch.nn.utils.prune``.

@@ -64,9 +64,7 @@ OPTIMISERS = {
     "foreach adam": lambda p: torch.optim.Adam(
         p, lr=0.1, weight_decay=0.1, amsgrad=True, foreach=True
     ),
-    "fused adamw": lambda p: torch.optim.AdamW(
-        p, lr=0.1, weight_decay=0.1, fused=True
-    ),
+    "fused adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1, fused=True),
     "rmsprop": lambda p: torch.optim.RMSprop(
         p, lr=0.01, momentum=0.9, weight_decay=0.1, centered=True
     ),
@@ -307,12 +305,13 @@ def test_a_ticket_of_another_model_changes_nothing(way, wrong):
         says = r"1\.weight"
     before = copy.deepcopy(model.state_dict())
     optimizer = OPTIMISERS["sgd"](model.parameters())
+    ways = {
+        "enforced": lambda: ticket().enforced(model, optimizer).__enter__(),
+        "to_torch_prune": lambda: ticket().to_torch_prune(model),
+        "apply_": lambda: ticket().apply_(model),
+    }
     with pytest.raises(InvalidInputError, match=says):
-        if way == "enforced":
-            with ticket().enforced(model, optimizer):
-                pass
-        else:
-            getattr(ticket(), way)(model)
+        ways[way]()
     assert same(dict(model.state_dict()), dict(before))
     assert not optimizer._optimizer_step_post_hooks
     assert not any(part._forward_pre_hooks for part in model.modules())
