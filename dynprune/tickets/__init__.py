@@ -1,9 +1,11 @@
-"""Masks with their rewind state: save, load, apply, enforce, algebra, checks."""
+"""Masks with their rewind state: apply, enforce, algebra, exports, transfer."""
 
 from dynprune.tickets._algebra import complement, difference, intersection, union
 from dynprune.tickets._broadcast import broadcast
+from dynprune.tickets._elastic import squeeze, stretch
 from dynprune.tickets._export_results import Export
 from dynprune.tickets._invert import invert
+from dynprune.tickets._matched import Matched, matched
 from dynprune.tickets._reduce import reduce, remove_units
 from dynprune.tickets._reinitialise import reinitialise
 from dynprune.tickets._shuffle import shuffle
@@ -12,6 +14,7 @@ from dynprune.tickets._ticket import Ticket
 
 __all__ = [
     "Export",
+    "Matched",
     "SparseLinear",
     "Ticket",
     "broadcast",
@@ -19,10 +22,13 @@ __all__ = [
     "difference",
     "intersection",
     "invert",
+    "matched",
     "reduce",
     "reinitialise",
     "remove_units",
     "shuffle",
+    "squeeze",
+    "stretch",
     "to_sparse",
     "union",
 ]
