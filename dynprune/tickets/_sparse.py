@@ -125,6 +125,10 @@ class SparseLinear(nn.Module):
             self.register_buffer("rows", rows)
             self.register_buffer("columns", columns)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        with warnings.catch_warnings():
+            # torch says once a process that its CSR tensors are in beta
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support")
+            assert self.matrix.shape == weight.shape
 
     @staticmethod
     def of(module: nn.Module, *, layout: Layout) -> "SparseLinear":
@@ -158,12 +162,9 @@ class SparseLinear(nn.Module):
             return torch.sparse_coo_tensor(
                 places, self.values, shape, is_coalesced=True, check_invariants=False
             )
-        with warnings.catch_warnings():
-            # torch says once that its CSR tensors are in beta
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support")
-            found: Tensor = torch.sparse_csr_tensor(
-                self.rows, self.columns, self.values, shape, check_invariants=False
-            )
+        found: Tensor = torch.sparse_csr_tensor(
+            self.rows, self.columns, self.values, shape, check_invariants=False
+        )
         return found
 
     def forward(self, x: Tensor) -> Tensor:
