@@ -45,14 +45,12 @@ class Layer:
         rows: Ids of its output units.
         inputs: The channels it reads; None if they cannot be followed.
         links: Which output reads which input, ``(out, in)``, True = not all zero.
-        sums: Weights summed over the kernel, ``(out, in)``, float64.
     """
 
     module: "nn.Linear | _ConvNd"
     rows: Tensor
     inputs: Axis | None
     links: Tensor
-    sums: Tensor
 
     def __repr__(self) -> str:
         """Return one line."""
@@ -75,8 +73,10 @@ class Layer:
             Float64, shape ``(out,)``.
         """
         if self.inputs is None or not bool(positions.any()):
-            return torch.zeros(len(self.sums), dtype=torch.float64)
-        return self.sums[:, positions] @ self.inputs.values[positions]
+            return torch.zeros(len(self.links), dtype=torch.float64)
+        weight = self.module.weight.detach()[:, positions.to(self.module.weight.device)]
+        sums = weight.cpu().double().flatten(2).sum(2) if weight.ndim > 2 else weight
+        return sums.cpu().double() @ self.inputs.values[positions]
 
 
 @final

@@ -152,9 +152,12 @@ class _Walk:
 
     def _module(self, node: fx.Node) -> Axis | None:
         module = self._modules[str(node.target)]
-        if len(node.args) != 1 or node.kwargs or self._calls[node.target] > 1:
+        if len(node.args) != 1 or node.kwargs:
             return None
-        if any(id(part) in self._tied for part in module.parameters()):
+        held = [*module.parameters(), *module.buffers()]
+        if held and self._calls[node.target] > 1:
+            return None  # one set of weights would have to fit several inputs
+        if any(id(part) in self._tied for part in held):
             return None
         axis, kind = self._axis(node.args[0]), type(module)
         if isinstance(module, nn.Linear) and kind is nn.Linear:
@@ -181,14 +184,14 @@ class _Walk:
     def _layer(
         self, node: fx.Node, module: "nn.Linear | _ConvNd", axis: Axis | None, dim: int
     ) -> Axis:
-        weight = module.weight.detach().cpu().double()
-        kernel = tuple(range(2, weight.ndim))
+        nonzero = module.weight.detach() != 0
         layer = Layer(
             module=module,
-            rows=self.channels.fresh(len(weight)),
+            rows=self.channels.fresh(len(nonzero)),
             inputs=axis,
-            links=(weight != 0).any(dim=kernel) if kernel else weight != 0,
-            sums=weight.sum(dim=kernel) if kernel else weight,
+            links=nonzero.flatten(2).any(2).cpu()
+            if nonzero.ndim > 2
+            else nonzero.cpu(),
         )
         self.channels.layers[str(node.target)] = layer
         values = layer.fold(layer.constant)

@@ -257,6 +257,84 @@ def test_branches(seed):
     check(model, ticket, x)
 
 
+class Basic(nn.Module):
+    """A block as torchvision writes it: one activation, in place, used twice."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.conv1 = nn.Conv2d(3, 5, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(5)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(5, 3, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        identity = x
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += identity
+        return self.relu(out)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.3], ids=str)
+@pytest.mark.parametrize("kind", [Basic, Branches, "resnet"], ids=str)
+def test_scattered_masks(kind, density):
+    x = torch.randn(3, 2, 8, 8, dtype=torch.float64, generator=draws(1))
+    if kind == "resnet":
+        model, x = resnet(8, 4, in_shape=(2, 8, 8)), x.view(3, -1)
+    elif kind is Basic:
+        stem = nn.Conv2d(2, 3, 3)
+        model = nn.Sequential(stem, Basic(), Basic(), nn.Flatten(), nn.Linear(108, 3))
+    else:
+        model = Branches()
+    for seed in range(3):
+        model = filled(model, seed=seed)
+        small = check(model, pruned(model, density, seed), x)
+        whole = {n: torch.ones_like(p).bool() for n, p in small.named_parameters()}
+        dense = Ticket.make(
+            whole, dict(small.named_parameters()), dict(small.named_buffers())
+        )
+        # what is left has influence: nothing more goes
+        again = reduce(dense, small, example=x[:1])
+        assert again.bytes_after == again.bytes_before
+
+
+def test_blocks_as_torchvision_writes_them_become_smaller():
+    model = filled(nn.Sequential(nn.Conv2d(2, 3, 3), Basic(), Basic()))
+    mask = torch.ones(3, 5, 3, 3, dtype=torch.bool)
+    mask[:, [0, 4]] = False
+    ticket = Ticket.make(
+        {"2.conv2.weight": mask},
+        dict(model.named_parameters()),
+        dict(model.named_buffers()),
+    )
+    x = torch.randn(3, 2, 8, 8, dtype=torch.float64, generator=draws(1))
+    small = check(model, ticket, x)
+    assert small[2].conv1.out_channels == 3
+    assert small[2].bn1.num_features == small[2].conv2.in_channels == 3
+
+
+def test_several_arguments_and_outputs():
+    class Two(nn.Module):
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.a, self.b, self.c = nn.Linear(2, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x, y):
+            h = torch.tanh(self.a(x)) + torch.tanh(self.b(y))
+            return {"out": self.c(h), "twice": (self.c.bias * 2,)}
+
+    model = filled(Two())
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    mask[:, 1] = False
+    ticket = Ticket.make({"c.weight": mask}, dict(model.named_parameters()))
+    x, y = torch.ones(1, 2).double(), torch.ones(1, 3).double()
+    found = reduce(ticket, model, example=(x, y))
+    wanted = ticket.to_dense(model)(x, y)["out"]
+    torch.testing.assert_close(found.module(x, y)["out"], wanted)
+    assert found.module.a.out_features == found.module.b.out_features == 3
+
+
 def test_branches_become_smaller():
     model = filled(Branches())
     own = dict(model.named_parameters())
