@@ -5,10 +5,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
 from dynprune.core import InvalidInputError
 from dynprune.tickets._apply import check_masks
+from dynprune.tickets._torch_prune import make_permanent_
 
 
 def to_dense(masks: Iterable[tuple[str, Tensor]], model: nn.Module) -> nn.Module:
@@ -32,7 +32,7 @@ def to_dense(masks: Iterable[tuple[str, Tensor]], model: nn.Module) -> nn.Module
             "torch.nn.utils.prune, call its prune.remove for every weight first."
         ) from error
     for part in made.modules():
-        _make_permanent_(part)
+        make_permanent_(part)
     pairs = list(masks)
     check_masks(pairs, made)
     own = dict(made.named_parameters())
@@ -40,14 +40,3 @@ def to_dense(masks: Iterable[tuple[str, Tensor]], model: nn.Module) -> nn.Module
         for name, mask in pairs:
             own[name].masked_fill_(~mask.to(own[name].device), 0.0)
     return made
-
-
-def _make_permanent_(module: nn.Module) -> None:
-    hooks = module._forward_pre_hooks.values()
-    names = [h._tensor_name for h in hooks if isinstance(h, prune.BasePruningMethod)]
-    for name in names:
-        prune.remove(module, name)
-    # torch puts them last; optimisers and their files go by the order
-    own = dict(module._parameters)
-    module._parameters.clear()
-    module._parameters.update({name: own.pop(name) for name in names} | own)

@@ -56,6 +56,31 @@ def refresh(module: nn.Module, *_: Any) -> None:
         method(module, ())
 
 
+def make_permanent_(module: nn.Module) -> None:
+    """Make the masks of one module permanent and take the hooks away.
+
+    Args:
+        module: One that ``torch.nn.utils.prune`` masks; another is left as it is.
+    """
+    names = [str(method._tensor_name) for method in _methods(module)]
+    for name in names:
+        prune.remove(module, name)
+    # torch puts them last; optimisers and their files go by the order
+    own = dict(module._parameters)
+    module._parameters.clear()
+    module._parameters.update({name: own.pop(name) for name in names} | own)
+    if isinstance(module.__dict__.get("__deepcopy__"), _Copier):
+        del module.__dict__["__deepcopy__"]
+    hooks: tuple[dict[int, Any], ...] = (
+        module._load_state_dict_post_hooks,
+        module._forward_pre_hooks,
+    )
+    for kind in hooks:
+        for key, hook in list(kind.items()):
+            if hook in {refresh, _refresh_projection}:
+                del kind[key]
+
+
 def _refresh_projection(attention: nn.MultiheadAttention, _: Any) -> None:
     refresh(attention.out_proj)
 

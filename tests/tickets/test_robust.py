@@ -288,6 +288,12 @@ def test_the_projection_of_attention_is_trained_under_its_mask():
                 optimizer.step()
     with torch.no_grad():
         torch.testing.assert_close(model(x, x, x)[0], twin(x, x, x)[0])
+    plain = made.to_dense(model)
+    assert not plain._forward_pre_hooks
+    assert not plain.out_proj._load_state_dict_post_hooks
+    assert "__deepcopy__" not in vars(plain.out_proj)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x, x, x)[0], twin(x, x, x)[0])
     moved = model.out_proj.weight_orig.detach() - made.state["out_proj.weight"]
     assert moved[mask].all()
     assert not moved[~mask].any()
