@@ -21,7 +21,7 @@ from dynprune.tickets._channel_rules import (
     pointwise,
 )
 from dynprune.tickets._channels import Axis, Channels, Layer
-from dynprune.tickets._trace import Example, shape_of, traced, word
+from dynprune.tickets._trace import Example, graphs, shape_of, word
 
 _POINTWISE: dict[Any, Callable[..., Tensor]] = {
     function: function
@@ -79,12 +79,19 @@ def follow(model: nn.Module, example: Example) -> Channels:
     Raises:
         InvalidInputError: If torch.fx cannot trace the network, it has forward hooks,
             or a tensor is read after it was changed in place.
-    """  # noqa: DOC502 - raised by traced and the walk
-    graph = traced(model, example)
-    walk = _Walk(model, graph)
-    for node in graph.graph.nodes:
-        walk.visit(node)
-    return walk.channels
+    """  # noqa: DOC502 - raised by graphs and the walk
+    channels = Channels()
+    owners = Counter(
+        id(part)
+        for module in model.modules()
+        for part in module.parameters(recurse=False)
+    )
+    tied = {one for one, count in owners.items() if count > 1}
+    for name, graph in graphs(model, example).items():
+        walk = _Walk(channels, model.get_submodule(name), graph, name=name, tied=tied)
+        for node in graph.graph.nodes:
+            walk.visit(node)
+    return channels
 
 
 @final
@@ -92,23 +99,30 @@ class _Walk:
     """Visit the nodes of a graph in order.
 
     Args:
-        model: The network.
-        traced: Its graph, with shapes.
+        channels: Where to write what is found.
+        module: The network, or a module in it.
+        graph: Its graph, with shapes.
+        name: Its name in the network.
+        tied: Ids of parameters that several modules have.
     """
 
-    def __init__(self, model: nn.Module, traced: fx.GraphModule) -> None:
-        self.channels = Channels()
-        self._modules = dict(model.named_modules())
+    def __init__(
+        self,
+        channels: Channels,
+        module: nn.Module,
+        graph: fx.GraphModule,
+        *,
+        name: str,
+        tied: set[int],
+    ) -> None:
+        self.channels = channels
+        self._start = f"{name}." if name else ""
+        self._tied = tied
+        self._modules = dict(module.named_modules())
         self._axes: dict[fx.Node, Axis] = {}
-        calls = [n.target for n in traced.graph.nodes if n.op == "call_module"]
+        calls = [n.target for n in graph.graph.nodes if n.op == "call_module"]
         self._calls = Counter(calls)
-        self._order = {node: i for i, node in enumerate(traced.graph.nodes)}
-        owners = Counter(
-            id(part)
-            for module in model.modules()
-            for part in module.parameters(recurse=False)
-        )
-        self._tied = {one for one, count in owners.items() if count > 1}
+        self._order = {node: i for i, node in enumerate(graph.graph.nodes)}
 
     def visit(self, node: fx.Node) -> None:
         """Find the channels of a node from those of its arguments.
@@ -178,7 +192,10 @@ class _Walk:
             return found
         found = channelwise(module, axis, shape_of(node.args[0]))
         if found is not None and has_channels(module):
-            self.channels.channelwise[str(node.target)] = (module, axis.ids)
+            self.channels.channelwise[f"{self._start}{node.target}"] = (
+                module,
+                axis.ids,
+            )
         return found
 
     def _layer(
@@ -193,7 +210,7 @@ class _Walk:
             if nonzero.ndim > 2
             else nonzero.cpu(),
         )
-        self.channels.layers[str(node.target)] = layer
+        self.channels.layers[f"{self._start}{node.target}"] = layer
         values = layer.fold(layer.constant)
         if module.bias is not None:
             values = values + module.bias.detach().cpu().double()

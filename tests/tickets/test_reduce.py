@@ -462,6 +462,68 @@ def test_graphs_that_cannot_be_followed_are_refused(kind, says):
         )
 
 
+def llama():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=11,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+    )
+    with torch.random.fork_rng():
+        return transformers.LlamaForCausalLM(config).double().eval()
+
+
+def hugging_resnet():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        num_channels=2,
+        embedding_size=4,
+        hidden_sizes=[4, 8],
+        depths=[2, 2],
+        layer_type="basic",
+        num_labels=3,
+    )
+    with torch.random.fork_rng():
+        return transformers.ResNetForImageClassification(config).double().eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "reader", "units"),
+    [
+        (llama, "down_proj.weight", 12),
+        (hugging_resnet, "layer.1.convolution.weight", 4),
+    ],
+    ids=["llama", "resnet"],
+)
+def test_modules_inside_a_network_that_cannot_be_traced(make, reader, units):
+    model = make()
+    own = dict(model.named_parameters())
+    masks = {}
+    for name, part in own.items():
+        if name.endswith(reader):
+            masks[name] = torch.ones_like(part).bool()
+            masks[name][:, ::2] = False
+    ticket = Ticket.make(masks, own, dict(model.named_buffers()))
+    if make is llama:
+        inputs = [torch.arange(6).view(1, 6) + k for k in range(2)]
+    else:
+        inputs = [
+            torch.randn(2, 2, 16, 16, dtype=torch.float64, generator=draws(k))
+            for k in range(2)
+        ]
+    found = reduce(ticket, model, example=inputs[0])
+    with torch.no_grad():
+        small, dense = found.module(inputs[1]), ticket.to_dense(model)(inputs[1])
+    torch.testing.assert_close(small.logits, dense.logits, rtol=1e-12, atol=1e-12)
+    sizes = {name: part.shape for name, part in found.module.named_parameters()}
+    for name, mask in masks.items():
+        assert sizes[name][1] == mask.shape[1] // 2
+    assert any(f"{units // 2} of {units} units" in form for _, form, *_ in found.layers)
+
+
 def test_hooks_and_wrong_examples_are_refused():
     model = perceptron(4, 6, 3)
     ticket = pruned(model, 0.5)
