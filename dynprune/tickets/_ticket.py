@@ -188,7 +188,8 @@ class Ticket:
         On entry pruned weights of ``model`` are set to zero. Inside, their gradients
         are zero after every backward pass and they themselves after every
         ``optimizer.step()``, whatever momentum and weight decay do, and after every
-        ``model.load_state_dict()``. On exit the hooks are removed.
+        ``model.load_state_dict()``. On exit the hooks are removed. Where several
+        optimisers move masked weights, enter one block for each.
 
         A ``DistributedDataParallel`` model is unwrapped, and ranks with different
         masks are refused (``dp.tickets.broadcast`` hands one ticket to all).

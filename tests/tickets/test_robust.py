@@ -10,6 +10,7 @@ from ranks import run
 from torch import nn
 
 from dynprune.core import InvalidInputError
+from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket, broadcast, shuffle
 
 CROSS = nn.functional.cross_entropy
@@ -164,6 +165,50 @@ def test_a_whole_model_can_be_pickled_inside():
     assert same(found.state_dict(), model.state_dict())
     found.load_state_dict(net().state_dict())
     assert pruned(found, made).any()
+
+
+def test_two_optimisers_share_a_model():
+    model, made = net(), ticket()
+    x, y = data()
+    first = OPTIMISERS["nesterov"](model[1].parameters())
+    second = OPTIMISERS["adam"]([*model[2].parameters(), *model[5].parameters()])
+    for optimizer in (first, second):
+        CROSS(model(x), y).backward()
+        optimizer.step()
+    with made.enforced(model, first), made.enforced(model, second):
+        for _ in range(3):
+            for optimizer in (first, second):
+                optimizer.zero_grad()
+                CROSS(model(x), y).backward()
+                optimizer.step()
+                assert not pruned(model, made).any()
+    assert not first._optimizer_step_post_hooks
+    assert not second._optimizer_step_post_hooks
+
+
+def test_averaged_copies_have_the_same_zeros():
+    model, made = net(), ticket()
+    optimizer = OPTIMISERS["sgd"](model.parameters())
+    with made.enforced(model, optimizer):
+        average = torch.optim.swa_utils.AveragedModel(model)
+        for _ in range(3):
+            train(model, optimizer, 1)
+            average.update_parameters(model)
+    assert not pruned(average.module, made).any()
+    assert not torch.equal(average.module[5].weight, model[5].weight)
+
+
+def test_a_system_of_a_torch_pruned_model_has_its_masked_loss():
+    x, y = data()
+    model = ticket().to_torch_prune(net()).eval()
+    model(x)
+    found = GradientSystem(model, CROSS, (x, y))
+    plain = GradientSystem(ticket().to_dense(model), CROSS, (x, y))
+    assert float(found.loss()) == pytest.approx(float(plain.loss()), rel=1e-14)
+    slopes = found.unflatten(found.gradient())
+    for name, mask in ticket().masks.items():
+        assert not slopes[f"{name}_orig"][~mask].any()
+        assert slopes[f"{name}_orig"][mask].any()
 
 
 def test_a_scaler_that_skips_steps_leaves_zeros():
