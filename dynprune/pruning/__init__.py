@@ -1,7 +1,9 @@
 """Score × budget × schedule → ticket."""
 
 from dynprune.pruning._baselines import BASELINES, Baseline, Pruner
+from dynprune.pruning._edge_popup import edge_popup
 from dynprune.pruning._from_scores import from_scores
+from dynprune.pruning._gem_miner import gem_miner
 from dynprune.pruning._grasp import grasp, grasp_scores
 from dynprune.pruning._imp import imp
 from dynprune.pruning._imp_results import IMPLevel, IMPRun
@@ -17,7 +19,9 @@ __all__ = [
     "IMPLevel",
     "IMPRun",
     "Pruner",
+    "edge_popup",
     "from_scores",
+    "gem_miner",
     "grasp",
     "grasp_scores",
     "imp",
