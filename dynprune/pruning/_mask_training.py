@@ -201,6 +201,9 @@ class MaskTraining:
 
         Returns:
             Whether all losses and scores are finite.
+
+        Raises:
+            InvalidInputError: If the pass holds no batch.
         """
         losses = []
         for batch in self.order.epoch(number):
