@@ -96,17 +96,15 @@ class SmallerNet:
                 f"Channels of {list(reduced.unreached) or 'no norm'} could not be "
                 "taken out and stay, at zero.",
                 NumericalWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
-        alive = {
-            n: torch.ones_like(state[n], dtype=torch.bool)
-            for n in self._system.prunable
-        }
-        trained = set(self._system.names)
+        flops = self._flops(net), self._flops(reduced.network)
+        prunable, trained = self._system.prunable, set(self._system.names)
+        alive = {n: torch.ones_like(state[n], dtype=torch.bool) for n in prunable}
         return Built(
             network=reduced.network.train(self._system.model.training),
             masks=alive | {n: m for n, m in lost.items() if n in trained},
-            flops=(self._flops(net), self._flops(reduced.network.eval())),
+            flops=flops,
         )
 
     def _flops(self, net: nn.Module) -> float:

@@ -88,13 +88,15 @@ class EarlyBird:
         )
         last = float(self.farthest[-1])
         before, after = self.parameters
+        network = f"{after} of {before} parameters"
+        if self.network is not None:
+            network += f", {self.flops[1]:.4g} of {self.flops[0]:.4g} FLOPs"
         return "\n".join([
             f"Early-bird ticket of {self.unit}s, seed {self.provenance.seed}",
             f"drawn     {drawn}; farthest of {self.distances.shape[1]} masks {last:.4g}"
             f" (tolerance {self.tolerance:g})",
             f"kept      {self.density:.4g} of the {self.unit}s",
-            f"network   {after} of {before} parameters, {self.flops[1]:.4g} of "
-            f"{self.flops[0]:.4g} FLOPs",
+            f"network   {network}",
             f"cost      {self.cost.gradients:.4g} gradients, {self.cost.steps} steps",
         ])
 
