@@ -47,53 +47,61 @@ class Rounded(torch.autograd.Function):
         return slope
 
 
-def transcribed(net, x, y, *, density, epochs, period, lam, lr=0.1, momentum=0.9):
-    """Gem-Miner on the conv net above, full batches, from section 6 line by line."""
+def transcribed(net, batches, *, density, epochs, period, lam, lr, momentum=0.9):
+    """Gem-Miner on the conv net above, from section 6 line by line."""
     conv, linear = net[0].weight.detach(), net[4].weight.detach()
     w = [
         conv.sign() * math.sqrt(2.0 / 9),  # 1 channel × 3 × 3
         linear.sign() * math.sqrt(2.0 / 12),
     ]
-    drawn = uniform_scores({"0.weight": conv, "4.weight": linear}, seed=0)
-    p = list(drawn.values())
+    p = list(uniform_scores({"0.weight": conv, "4.weight": linear}, seed=0).values())
     q = [torch.ones_like(part) for part in p]
     velocity = [None, None]
     mean, var = net[1].running_mean.clone(), net[1].running_var.clone()
     ones, zeros = torch.ones(3).double(), torch.zeros(3).double()
     rounds = (epochs - 1) // period
     r = 1 - density ** (1 / rounds)
-    counts, losses, history = [], [], []
+    counts, losses, history, clipped = [], [], [], 0
     for epoch in range(epochs):
         lr_now = lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
-        p = [part.clamp(0, 1).requires_grad_() for part in p]
-        history.append([part.detach().clone() for part in p])
-        a, b = (w[i] * (Rounded.apply(p[i]) * q[i]) for i in (0, 1))
-        h = functional.conv2d(x, a, zeros)
-        h = functional.batch_norm(h, mean, var, ones, zeros, True, 0.1)
-        out = functional.linear(h.relu().flatten(1), b, zeros)
-        loss = CE(out, y)
-        slopes = torch.autograd.grad(loss, p)
-        total = loss + lam * sum((part**2).sum() for part in p)
-        losses.append(float(total.detach()))
-        with torch.no_grad():
-            for i in (0, 1):
-                slope = slopes[i] + 2 * lam * p[i]
-                old = velocity[i]
-                velocity[i] = slope if old is None else momentum * old + slope
-            p = [p[i].add(velocity[i], alpha=-lr_now).clamp(0, 1) for i in (0, 1)]
-            if epoch and epoch % period == 0:
-                alive = torch.cat([p[i].abs()[q[i] == 1] for i in (0, 1)])
-                cut = sorted(alive.tolist())[math.ceil(r * len(alive)) - 1]
-                q = [q[i] * (p[i].abs() > cut) for i in (0, 1)]
-                counts.append(int(sum(part.sum() for part in q)))
+        total = []
+        for x, y in batches:
+            clipped += sum(int(((part < 0) | (part > 1)).sum()) for part in p)
+            p = [part.clamp(0, 1).requires_grad_() for part in p]
+            history.append([part.detach().clone() for part in p])
+            a, b = (w[i] * (Rounded.apply(p[i]) * q[i]) for i in (0, 1))
+            h = functional.conv2d(x, a, zeros)
+            h = functional.batch_norm(h, mean, var, ones, zeros, True, 0.1)
+            out = functional.linear(h.relu().flatten(1), b, zeros)
+            loss = CE(out, y)
+            slopes = torch.autograd.grad(loss, p)
+            size = sum((part**2).sum() for part in p)
+            total.append(float((loss + lam * size).detach()))
+            with torch.no_grad():
+                for i in (0, 1):
+                    slope = slopes[i] + 2 * lam * p[i]
+                    old = velocity[i]
+                    velocity[i] = slope if old is None else momentum * old + slope
+                p = [p[i].add(velocity[i], alpha=-lr_now) for i in (0, 1)]
+        losses.append(sum(total) / len(total))
+        p = [part.clamp(0, 1) for part in p]
+        history.append([part.clone() for part in p])
+        if epoch and epoch % period == 0:
+            alive = torch.cat([p[i].abs()[q[i] == 1] for i in (0, 1)])
+            cut = sorted(alive.tolist())[math.ceil(r * len(alive)) - 1]
+            q = [q[i] * (p[i].abs() > cut) for i in (0, 1)]
+            counts.append(int(sum(part.sum() for part in q)))
+    assert clipped > 10
     return p, q, counts, losses, history, (mean, var)
 
 
 def test_steps_agree_with_the_transcription(monkeypatch):
-    net, system = conv_system()
-    x, y = system.data
+    net, whole = conv_system()
+    x, y = whole.data
+    batches = [(x[:5], y[:5]), (x[5:], y[5:])]
+    system = GradientSystem(net, CE, batches)
     p, q, counts, losses, history, (mean, var) = transcribed(
-        net, x, y, density=0.4, epochs=9, period=2, lam=1e-3
+        net, batches, density=0.4, epochs=9, period=2, lam=0.02, lr=0.5
     )
     import dynprune.pruning._gem_miner as own
 
@@ -106,23 +114,26 @@ def test_steps_agree_with_the_transcription(monkeypatch):
 
     monkeypatch.setattr(own, "clamp_", spy)
     ticket = gem_miner(
-        system, density=0.4, epochs=9, freeze_every=2, penalty=1e-3, throw=True
+        system,
+        density=0.4,
+        epochs=9,
+        freeze_every=2,
+        penalty=0.02,
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.5, momentum=0.9),
     )
     settings = dict(ticket.provenance.settings)
-    # before the batch of epoch 0, after it, before that of epoch 1, …
-    before, after = seen[0::2], seen[1::2]
-    for a, b in zip(before, history, strict=True):
+    # before each of two batches and after them, to the bit
+    assert len(seen) == 3 * 9
+    for a, b in zip(seen, history, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(a, b, strict=True))
-    assert all(torch.equal(one, other) for one, other in zip(after[-1], p, strict=True))
     assert not torch.equal(history[0][0], history[1][0])
     assert settings["kept_counts"] == counts
     assert len(counts) == 4
     assert settings["losses"] == pytest.approx(losses, abs=1e-12)
     assert torch.equal(ticket.masks["0.weight"], q[0].bool())
     assert torch.equal(ticket.masks["4.weight"], q[1].bool())
-    assert settings["active"] == sum(
-        int(((a > 0.5) * b).sum()) for a, b in zip(p, q, strict=True)
-    )
+    active = [int(((a > 0.5) * b).sum()) for a, b in zip(p, q, strict=True)]
+    assert settings["active"] == sum(active)
     assert torch.allclose(ticket.buffers["1.running_mean"], mean, atol=1e-12, rtol=0)
     assert torch.allclose(ticket.buffers["1.running_var"], var, atol=1e-12, rtol=0)
 
