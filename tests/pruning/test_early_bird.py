@@ -300,6 +300,17 @@ def test_a_loader_is_read_as_resident_data_are():
     assert a.cost == b.cost
 
 
+def test_the_recipe_may_bring_other_data():
+    _, system = problem()
+    x, y = system.data
+    other = (x[:12] + 1.0, y[:12])
+    knobs = {"density": 0.5, "tolerance": 0.3}
+    a = early_bird(system, train=recipe(lr=0.05, data=other), **knobs)
+    b = early_bird(system.with_data(other), train=recipe(lr=0.05), **knobs)
+    assert all(torch.equal(a.ticket.state[n], t) for n, t in b.ticket.state.items())
+    assert a.cost == b.cost
+
+
 def test_summary_frame_and_plot():
     _, system = problem()
     found = early_bird(system, train=recipe(), density=0.5)

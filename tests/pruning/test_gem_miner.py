@@ -289,6 +289,17 @@ def test_masked_systems_stay_masked(pruner):
         pruner(system.with_ticket(before), density=0.9, epochs=6)
 
 
+@pytest.mark.parametrize("pruner", [gem_miner, edge_popup], ids=lambda p: p.__name__)
+def test_other_data_may_be_trained_on(pruner):
+    _, system = conv_system()
+    x, y = system.data
+    other = (x[:6] + 1.0, y[:6])
+    found = pruner(system, density=0.5, epochs=6, data=other)
+    expected = pruner(system.with_data(other), density=0.5, epochs=6)
+    assert all(torch.equal(found.masks[n], m) for n, m in expected.masks.items())
+    assert found.cost == dp.Cost(gradients=6.0, steps=6)
+
+
 class Attentive(nn.Module):
     """Attention, an embedding tied to the last layer, and one layer used twice."""
 

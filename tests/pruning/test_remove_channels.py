@@ -26,12 +26,14 @@ class Sep(nn.Module):
         self.point = nn.Conv2d(8, 6, 1)
         self.norm2 = nn.BatchNorm2d(6)
         self.alone = nn.Conv2d(6, 6, 3, groups=6, bias=False)
+        self.biased = nn.Conv2d(6, 6, 1, groups=6)
         self.fc = nn.Linear(6 * 6 * 6, 5)
 
     def forward(self, x):
         x = functional.relu6(self.norm0(self.stem(x)))
         x = functional.relu6(self.norm1(self.deep(x)))
         x = self.alone(self.norm2(self.point(x)).relu())
+        x = self.biased(x)
         return self.fc(x.view(x.size(0), -1))
 
 
