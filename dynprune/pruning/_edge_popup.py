@@ -16,12 +16,8 @@ from dynprune.core import (
     track,
 )
 from dynprune.pruning._from_scores import from_scores, record, survivors
-from dynprune.pruning._mask_training import (
-    MaskTraining,
-    Rule,
-    Weights,
-    straight_through,
-)
+from dynprune.pruning._mask_training import MaskTraining, Weights
+from dynprune.pruning._masked_net import Rule, straight_through
 from dynprune.pruning._select import Scope, check_scores, kept_count, select
 from dynprune.pruning._signed_weights import fans
 from dynprune.system import GradientSystem

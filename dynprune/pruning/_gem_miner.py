@@ -19,12 +19,8 @@ from dynprune.core import (
     track,
 )
 from dynprune.pruning._from_scores import record, survivors
-from dynprune.pruning._mask_training import (
-    MaskedNet,
-    MaskTraining,
-    Weights,
-    straight_through,
-)
+from dynprune.pruning._mask_training import MaskTraining, Weights
+from dynprune.pruning._masked_net import MaskedNet, straight_through
 from dynprune.pruning._select import check_scores, kept_count, select
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket

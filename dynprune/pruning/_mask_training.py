@@ -2,17 +2,17 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dynprune.core import Cost, InvalidInputError
 from dynprune.pruning._from_scores import full_state, survivors
+from dynprune.pruning._masked_net import MaskedNet, PlainLoss, Rule
 from dynprune.pruning._signed_weights import plain_values, signed_weights
 from dynprune.system import GradientSystem, is_resident
 from dynprune.training import (
@@ -25,81 +25,7 @@ from dynprune.training import (
 )
 
 Weights = Literal["signed", "own"]
-Rule = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
 _BATCH_SIZE = 64
-
-
-@final
-class MaskedNet(nn.Module):
-    r"""Evaluate the loss of a network at :math:`w \odot m(p)`, a function of p only.
-
-    Args:
-        loss: Wraps the network; its ``forward(batch)`` is the mean loss.
-        weights: Name to frozen weights w.
-        scores: Name to scores p, which become the parameters.
-        alive: Name to boolean tensor: what may be kept.
-        rule: Makes masks of scores and of what is alive, differentiable in the scores.
-    """
-
-    def __init__(
-        self,
-        loss: nn.Module,
-        weights: Mapping[str, Tensor],
-        scores: Mapping[str, Tensor],
-        alive: Mapping[str, Tensor],
-        rule: Rule,
-    ) -> None:
-        nn.Module.__init__(self)
-        self.loss = loss.requires_grad_(False)
-        self.names = tuple(weights)
-        self.scores = nn.ParameterList([nn.Parameter(scores[n]) for n in self.names])
-        for index, name in enumerate(self.names):
-            self.register_buffer(f"weight_{index}", weights[name].clone())
-            self.register_buffer(f"alive_{index}", alive[name].to(weights[name]))
-        self._rule = rule
-
-    @property
-    def alive(self) -> list[Tensor]:
-        """What may be kept, 0 or 1, the tensors themselves."""
-        return [self.get_buffer(f"alive_{i}") for i in range(len(self.names))]
-
-    def masks(self) -> list[Tensor]:
-        """Return the masks of the present scores, 0 or 1."""
-        return self._rule(list(self.scores), self.alive)
-
-    def forward(self, batch: Any) -> Tensor:
-        """Return the mean loss of a batch at the masked weights.
-
-        Args:
-            batch: One of the system's data.
-
-        Returns:
-            A 0-d tensor, differentiable in the scores.
-        """
-        values = {
-            f"net.{name}": self.get_buffer(f"weight_{index}") * mask
-            for index, (name, mask) in enumerate(
-                zip(self.names, self.masks(), strict=True)
-            )
-        }
-        result: Tensor = functional_call(self.loss, values, (batch,))
-        return result
-
-
-@final
-class _Loss(nn.Module):
-    def __init__(self, net: nn.Module, system: GradientSystem) -> None:
-        nn.Module.__init__(self)
-        self.net = net
-        # in a tuple, so that a loss that is a module is no part of this one
-        self._calls = (system.loss_fn, system.batch_loss)
-
-    def forward(self, batch: Any) -> Tensor:
-        loss_fn, batch_loss = self._calls
-        if batch_loss is not None:
-            return batch_loss(self.net, batch).reshape(())
-        assert loss_fn is not None
-        return loss_fn(self.net(batch[0]), batch[1]).reshape(())
 
 
 @final
@@ -163,7 +89,7 @@ class MaskTraining:
         names = list(system.prunable)
         alive = survivors(system)
         masked = MaskedNet(
-            _Loss(net, system),
+            PlainLoss(net, system),
             {name: self.state[name].detach() for name in names},
             {name: scores[name].to(self.state[name]) for name in names},
             {name: alive[name] for name in names},
@@ -250,19 +176,6 @@ class MaskTraining:
     def describe(self) -> dict[str, Any]:
         """Return plain values of how the scores move."""
         return self._mover.describe() | {"batch_size": self.order.batch_size}
-
-
-def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    r"""Return ``hard``, with the derivative of ``soft``.
-
-    Args:
-        hard: The value, without graph.
-        soft: Of the same shape.
-
-    Returns:
-        ``hard`` to the bit: :math:`h + (s - s)` with the second s held fixed.
-    """
-    return hard + (soft - soft.detach())
 
 
 def order_of(

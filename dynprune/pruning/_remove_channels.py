@@ -1,95 +1,32 @@
 """Take masked channels out of a network: fewer parameters, the same function."""
 
 import copy
-import operator
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from dynprune.core import InvalidInputError, isolated
 from dynprune.pruning._channel_map import ChannelMap, Held
-from dynprune.pruning._trace import Shapes, trace
-
-# types, not kinds: a subclass may compute anything
-_LAYERS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
+from dynprune.pruning._channel_rules import (
+    BATCH_NORMS,
+    LAYERS,
+    PRODUCTS,
+    SUMS,
+    calls_one_of,
+    depthwise,
+    flattened,
+    is_conv,
+    only_input,
+    splits,
+    usable,
+    zero_to_zero,
 )
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-# zero in a channel gives zero in that channel, and channels do not mix
-_ZERO_TO_ZERO = frozenset({
-    nn.Identity,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.CELU,
-    nn.SELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Hardswish,
-    nn.Tanh,
-    nn.Softsign,
-    nn.Tanhshrink,
-    nn.Hardshrink,
-    nn.Softshrink,
-    nn.Dropout,
-    nn.Dropout2d,
-})
-_ZERO_TO_ZERO_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset({
-    torch.relu,
-    torch.tanh,
-    torch.neg,
-    operator.neg,
-    functional.relu,
-    functional.relu6,
-    functional.leaky_relu,
-    functional.elu,
-    functional.selu,
-    functional.gelu,
-    functional.silu,
-    functional.mish,
-    functional.hardswish,
-    functional.tanh,
-})
-_ZERO_TO_ZERO_METHODS = frozenset({"relu", "relu_", "tanh", "contiguous", "clone"})
-# the same for inputs of (N, C) and so many more dimensions
-_POOLS: dict[object, int] = {
-    nn.MaxPool1d: 1,
-    nn.MaxPool2d: 2,
-    nn.MaxPool3d: 3,
-    nn.AvgPool1d: 1,
-    nn.AvgPool2d: 2,
-    nn.AvgPool3d: 3,
-    nn.AdaptiveAvgPool1d: 1,
-    nn.AdaptiveAvgPool2d: 2,
-    nn.AdaptiveAvgPool3d: 3,
-    nn.AdaptiveMaxPool1d: 1,
-    nn.AdaptiveMaxPool2d: 2,
-    nn.AdaptiveMaxPool3d: 3,
-    functional.max_pool1d: 1,
-    functional.max_pool2d: 2,
-    functional.avg_pool1d: 1,
-    functional.avg_pool2d: 2,
-    functional.adaptive_avg_pool1d: 1,
-    functional.adaptive_avg_pool2d: 2,
-}
-_SUMS = frozenset({operator.add, operator.iadd, torch.add})
-_PRODUCTS = frozenset({operator.mul, operator.imul, torch.mul})
+from dynprune.pruning._trace import Shapes, trace
 
 
 @final
@@ -177,7 +114,7 @@ class _Removal:
         self._kept: dict[str, Tensor] = {}
         self._maps = 0
         calls = [n for n in module.graph.nodes if n.op == "call_module"]
-        self._usable = _usable(module, calls)
+        self._usable = usable(module, calls)
         self._keeps = {name: _places(mask) for name, mask in masks.items()}
         self._rows = self._find_rows(calls)
         self._reached: set[str] = set()
@@ -213,16 +150,16 @@ class _Removal:
         # layers that only a masked norm reads make only the rows that it keeps
         found: dict[fx.Node, Held] = {}
         for node in calls:
-            name, source = str(node.target), _only_input(node)
+            name, source = str(node.target), only_input(node)
             if name not in self._keeps or name not in self._usable or source is None:
                 continue
-            if source.op != "call_module" or _only_input(source) is None:
+            if source.op != "call_module" or only_input(source) is None:
                 continue
             if len(source.users) > 1 or str(source.target) not in self._usable:
                 continue
             layer = self._part(source)
             flat = type(layer) is nn.Linear and len(self._shape(source)) == 2
-            if flat or (_is_conv(layer) and _splits(layer)):
+            if flat or (is_conv(layer) and splits(layer)):
                 found[source] = Held(
                     size=self._channels(name), places=self._keeps[name]
                 )
@@ -232,8 +169,8 @@ class _Removal:
         source = node.args[0] if node.args else None
         part = self._part(node) if node.op == "call_module" else None
         usable = part is not None and str(node.target) in self._usable
-        if part is not None and usable and _only_input(node) is not None:
-            if type(part) in _LAYERS:
+        if part is not None and usable and only_input(node) is not None:
+            if type(part) in LAYERS:
                 return self._layer(node, str(node.target), part)
             if type(part) in BATCH_NORMS and str(node.target) in self._keeps:
                 assert isinstance(part, _BatchNorm)
@@ -242,37 +179,23 @@ class _Removal:
             return self._cat(node)
         if not isinstance(source, fx.Node):
             return self._restore(node)
-        if node.op == "call_function" and node.target in _SUMS:
+        if node.op == "call_function" and node.target in SUMS:
             return self._sum(node)
-        if node.op == "call_function" and node.target in _PRODUCTS:
+        if node.op == "call_function" and node.target in PRODUCTS:
             return self._product(node)
-        if self._zero_to_zero(node, source, part):
+        if zero_to_zero(node, part, len(self._shape(source))):
             return self._pass(node, source)
         if type(part) is nn.Flatten and part.start_dim == 1:
             return self._flatten(node, source, part.end_dim)
-        if _is(node, torch.flatten, "flatten") and _range(node)[0] == 1:
-            return self._flatten(node, source, _range(node)[1])
-        if _is(node, torch.mean, "mean"):
+        if calls_one_of(node, torch.flatten, "flatten") and flattened(node)[0] == 1:
+            return self._flatten(node, source, flattened(node)[1])
+        if calls_one_of(node, torch.mean, "mean"):
             return self._mean(node, source)
         if node.op == "call_method" and node.target in {"view", "reshape"}:
             return self._view(node, source)
         if node.op == "call_method" and (node.target, *node.args[1:]) == ("size", 0):
             return None
         return self._restore(node)
-
-    def _zero_to_zero(
-        self, node: fx.Node, source: fx.Node, part: nn.Module | None
-    ) -> bool:
-        kind = type(part) if part is not None else node.target
-        if kind in _POOLS and node.op in {"call_module", "call_function"}:
-            places = node.kwargs.get("return_indices", False)
-            both = bool(places or getattr(part, "return_indices", False))
-            return not both and len(self._shape(source)) == 2 + _POOLS[kind]
-        if node.op == "call_module":
-            return kind in _ZERO_TO_ZERO
-        if node.op == "call_function":
-            return kind in _ZERO_TO_ZERO_FUNCTIONS
-        return node.op == "call_method" and kind in _ZERO_TO_ZERO_METHODS
 
     def _layer(self, node: fx.Node, name: str, layer: nn.Module) -> None:
         source = node.args[0]
@@ -282,7 +205,7 @@ class _Removal:
         if type(layer) is nn.Linear and len(self._shape(source)) != 2:
             return self._restore(node)
         if groups > 1:
-            if not _splits(layer):
+            if not splits(layer):
                 return self._restore(node)
             if rows is None and held is not None:
                 if layer.bias is not None:
@@ -438,7 +361,7 @@ class _Removal:
         columns: tuple[int, ...] | None,
     ) -> None:
         weight = layer.get_parameter("weight")
-        apart = _depthwise(layer)
+        apart = depthwise(layer)
         turned = isinstance(layer, nn.modules.conv._ConvTransposeNd) and not apart
         row_dim, column_dim = (1, 0) if turned else (0, 1)
         kept = torch.ones(weight.shape, dtype=torch.bool)
@@ -471,36 +394,6 @@ class _Removal:
         setattr(part, slot, nn.Parameter(value, requires_grad=old.requires_grad))
 
 
-def _usable(module: fx.GraphModule, calls: list[fx.Node]) -> set[str]:
-    # modules that are called once, own their tensors alone and are no more than they
-    # seem: no hooks, no parametrisation, no second use of a weight
-    times = Counter(id(module.get_submodule(str(node.target))) for node in calls)
-    owners = Counter(
-        id(part)
-        for owner in {id(m): m for m in module.modules()}.values()
-        for part in owner.parameters(recurse=False)
-    )
-    read = {
-        str(node.target).rpartition(".")[0]
-        for node in module.graph.nodes
-        if node.op == "get_attr"
-    }
-    found = set()
-    for node in calls:
-        name = str(node.target)
-        part = module.get_submodule(name)
-        plain = not (
-            part._forward_hooks
-            or part._forward_pre_hooks
-            or part._backward_hooks
-            or parametrize.is_parametrized(part)
-        )
-        alone = all(owners[id(own)] == 1 for own in part.parameters(recurse=False))
-        if times[id(part)] == 1 and alone and plain and name not in read:
-            found.add(name)
-    return found
-
-
 def _places(mask: Tensor) -> tuple[int, ...]:
     found = torch.nonzero(mask.reshape(-1)).reshape(-1).tolist()
     return tuple(found) or (0,)
@@ -510,39 +403,7 @@ def _index(places: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.tensor(places, device=like.device, dtype=torch.long)
 
 
-def _only_input(node: fx.Node) -> fx.Node | None:
-    if len(node.args) != 1 or node.kwargs:
-        return None
-    return node.args[0] if isinstance(node.args[0], fx.Node) else None
-
-
-def _is_conv(layer: nn.Module) -> bool:
-    return type(layer) in _LAYERS and type(layer) is not nn.Linear
-
-
-def _depthwise(layer: nn.Module) -> bool:
-    groups = getattr(layer, "groups", 1)
-    return groups > 1 and groups == layer.in_channels == layer.out_channels
-
-
-def _splits(layer: nn.Module) -> bool:
-    # whether its channels can be taken out one by one
-    return getattr(layer, "groups", 1) == 1 or _depthwise(layer)
-
-
 def _set(layer: nn.Module, names: tuple[str, ...], value: int) -> None:
     for name in names:
         if name in vars(layer):
             setattr(layer, name, value)
-
-
-def _is(node: fx.Node, function: Callable[..., Any], method: str) -> bool:
-    if node.op == "call_function":
-        return node.target is function
-    return node.op == "call_method" and node.target == method
-
-
-def _range(node: fx.Node) -> tuple[Any, Any]:
-    given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False))
-    merged = {"start_dim": 0, "end_dim": -1} | given | dict(node.kwargs)
-    return merged["start_dim"], merged["end_dim"]

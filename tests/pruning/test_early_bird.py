@@ -397,3 +397,21 @@ def test_a_state_that_leaves_the_finite_numbers():
     _, system = problem()
     with pytest.raises(ConvergenceError, match="not finite after step 1"):
         early_bird(system, train=recipe(lr=float("inf")), density=0.5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_a_gpu_as_on_the_cpu():
+    found = []
+    for device in ("cpu", "cuda"):
+        net = net_of().to(device)
+        system = GradientSystem(net, CE, classes(24, 6, 3))
+        knobs = {"density": 0.5, "tolerance": 0.3}
+        found.append(early_bird(system, train=recipe(lr=0.05), **knobs))
+        x = system.data[0].to(device)
+        found[-1].ticket.apply_(net)
+        with torch.no_grad():
+            outputs = found[-1].network.eval()(x)
+            assert torch.allclose(outputs, net.eval()(x), atol=1e-12, rtol=0)
+    assert found[0].drawn_step == found[1].drawn_step
+    assert all(torch.equal(found[1].masks[n], m) for n, m in found[0].masks.items())

@@ -464,3 +464,15 @@ def test_plain_values_of_norms():
         "1.bias",
         "2.bias",
     }
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("pruner", [gem_miner, edge_popup], ids=lambda p: p.__name__)
+def test_on_a_gpu_as_on_the_cpu(pruner):
+    tickets = []
+    for device in ("cpu", "cuda"):
+        _, system = conv_system(conv_net().to(device))
+        tickets.append(pruner(system, density=0.5, epochs=6))
+    a, b = tickets
+    assert all(torch.equal(b.masks[n], mask) for n, mask in a.masks.items())
