@@ -105,6 +105,27 @@ class Shared(nn.Module):
         return self.fc(self.last(self.left(h)) + self.right(h))
 
 
+class InPlace(nn.Module):
+    """Residual blocks that add and rectify in place, with one ReLU for all."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.stem, self.norm0 = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.conv1, self.norm1 = nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.norm2 = nn.Conv2d(8, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x):
+        h = self.relu(self.norm0(self.stem(x)))
+        identity = h
+        out = self.relu(self.norm1(self.conv1(h)))
+        out = self.norm2(self.conv2(out))
+        out += identity
+        return self.fc(torch.flatten(self.pool(self.relu(out)), 1))
+
+
 def vgg() -> nn.Sequential:
     layers, width = [], 3
     for out in (8, "pool", 12, 12, "pool"):
@@ -131,6 +152,7 @@ NETS = {
     "depthwise": Sep,
     "dense": Dense,
     "squeeze": Squeeze,
+    "in-place": InPlace,
     "shared": Shared,
 }
 
