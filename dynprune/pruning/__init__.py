@@ -1,7 +1,11 @@
 """Score × budget × schedule → ticket."""
 
 from dynprune.pruning._baselines import BASELINES, Baseline, Pruner
+from dynprune.pruning._early_bird import early_bird
+from dynprune.pruning._early_bird_results import EarlyBird
+from dynprune.pruning._edge_popup import edge_popup
 from dynprune.pruning._from_scores import from_scores
+from dynprune.pruning._gem_miner import gem_miner
 from dynprune.pruning._grasp import grasp, grasp_scores
 from dynprune.pruning._imp import imp
 from dynprune.pruning._imp_results import IMPLevel, IMPRun
@@ -14,10 +18,14 @@ from dynprune.pruning._synflow import synflow, synflow_scores
 __all__ = [
     "BASELINES",
     "Baseline",
+    "EarlyBird",
     "IMPLevel",
     "IMPRun",
     "Pruner",
+    "early_bird",
+    "edge_popup",
     "from_scores",
+    "gem_miner",
     "grasp",
     "grasp_scores",
     "imp",

@@ -1,0 +1,112 @@
+"""A network behind masks that are functions of trainable scores."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dynprune.system import GradientSystem
+
+Rule = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
+
+
+@final
+class MaskedNet(nn.Module):
+    r"""Evaluate the loss of a network at :math:`w \odot m(p)`, a function of p only.
+
+    Args:
+        loss: Wraps the network; its ``forward(batch)`` is the mean loss.
+        weights: Name to frozen weights w.
+        scores: Name to scores p, which become the parameters.
+        alive: Name to boolean tensor: what may be kept.
+        rule: Makes masks of scores and of what is alive, differentiable in the scores.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        weights: Mapping[str, Tensor],
+        scores: Mapping[str, Tensor],
+        alive: Mapping[str, Tensor],
+        rule: Rule,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.loss = loss.requires_grad_(False)
+        self.names = tuple(weights)
+        self.scores = nn.ParameterList([nn.Parameter(scores[n]) for n in self.names])
+        for index, name in enumerate(self.names):
+            self.register_buffer(f"weight_{index}", weights[name].clone())
+            self.register_buffer(f"alive_{index}", alive[name].to(weights[name]))
+        self._rule = rule
+
+    @property
+    def alive(self) -> list[Tensor]:
+        """What may be kept, 0 or 1, the tensors themselves."""
+        return [self.get_buffer(f"alive_{i}") for i in range(len(self.names))]
+
+    def masks(self) -> list[Tensor]:
+        """Return the masks of the present scores, 0 or 1."""
+        return self._rule(list(self.scores), self.alive)
+
+    def forward(self, batch: Any) -> Tensor:
+        """Return the mean loss of a batch at the masked weights.
+
+        Args:
+            batch: One of the system's data.
+
+        Returns:
+            A 0-d tensor, differentiable in the scores.
+        """
+        values = {
+            f"net.{name}": self.get_buffer(f"weight_{index}") * mask
+            for index, (name, mask) in enumerate(
+                zip(self.names, self.masks(), strict=True)
+            )
+        }
+        result: Tensor = functional_call(self.loss, values, (batch,))
+        return result
+
+
+@final
+class PlainLoss(nn.Module):
+    """Wrap a network so that ``forward(batch)`` is a system's mean loss, without l2.
+
+    Args:
+        net: The network.
+        system: Whose loss.
+    """
+
+    def __init__(self, net: nn.Module, system: GradientSystem) -> None:
+        nn.Module.__init__(self)
+        self.net = net
+        # in a tuple, so that a loss that is a module is no part of this one
+        self._calls = (system.loss_fn, system.batch_loss)
+
+    def forward(self, batch: Any) -> Tensor:
+        """Return the mean loss of a batch.
+
+        Args:
+            batch: One of the system's data.
+
+        Returns:
+            A 0-d tensor.
+        """
+        loss_fn, batch_loss = self._calls
+        if batch_loss is not None:
+            return batch_loss(self.net, batch).reshape(())
+        assert loss_fn is not None
+        return loss_fn(self.net(batch[0]), batch[1]).reshape(())
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    r"""Return ``hard``, with the derivative of ``soft``.
+
+    Args:
+        hard: The value, without graph.
+        soft: Of the same shape.
+
+    Returns:
+        ``hard`` to the bit: :math:`h + (s - s)` with the second s held fixed.
+    """
+    return hard + (soft - soft.detach())
