@@ -6,6 +6,7 @@ from dynprune.pruning._grasp import grasp, grasp_scores
 from dynprune.pruning._imp import imp
 from dynprune.pruning._imp_results import IMPLevel, IMPRun
 from dynprune.pruning._magnitude import magnitude, magnitude_scores
+from dynprune.pruning._obd import obd, obd_diagonal, obd_scores
 from dynprune.pruning._random import random, random_scores
 from dynprune.pruning._select import kept_count
 from dynprune.pruning._snip import snip, snip_scores
@@ -24,6 +25,9 @@ __all__ = [
     "kept_count",
     "magnitude",
     "magnitude_scores",
+    "obd",
+    "obd_diagonal",
+    "obd_scores",
     "random",
     "random_scores",
     "snip",
