@@ -7,6 +7,7 @@ from dynprune.pruning._imp import imp
 from dynprune.pruning._imp_results import IMPLevel, IMPRun
 from dynprune.pruning._magnitude import magnitude, magnitude_scores
 from dynprune.pruning._obd import obd, obd_diagonal, obd_scores
+from dynprune.pruning._obs import obs, obs_scores
 from dynprune.pruning._random import random, random_scores
 from dynprune.pruning._select import kept_count
 from dynprune.pruning._snip import snip, snip_scores
@@ -28,6 +29,8 @@ __all__ = [
     "obd",
     "obd_diagonal",
     "obd_scores",
+    "obs",
+    "obs_scores",
     "random",
     "random_scores",
     "snip",

@@ -76,7 +76,7 @@ def test_gauss_newton_of_squares_is_the_hessian_and_of_a_net_is_not():
 
 
 def test_masked_system_scores_the_block_of_survivors():
-    model, system = problem()
+    _, system = problem()
     ticket = random(system, density=0.5, seed=1)
     masked = system.with_ticket(ticket)
     found = obd_scores(masked)
