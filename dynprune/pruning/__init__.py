@@ -11,6 +11,7 @@ from dynprune.pruning._obs import obs, obs_scores
 from dynprune.pruning._random import random, random_scores
 from dynprune.pruning._select import kept_count
 from dynprune.pruning._snip import snip, snip_scores
+from dynprune.pruning._sparsegpt import sparsegpt
 from dynprune.pruning._synflow import synflow, synflow_scores
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "random_scores",
     "snip",
     "snip_scores",
+    "sparsegpt",
     "synflow",
     "synflow_scores",
 ]

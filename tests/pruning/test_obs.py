@@ -177,7 +177,7 @@ def test_no_update_is_the_same_mask_with_the_old_state():
 
 @pytest.mark.parametrize("order", ["one-shot", "sequential"])
 @pytest.mark.parametrize("scope", ["global", "layer"])
-@pytest.mark.parametrize("density", [0.04, 0.3, 1.0], ids=str)
+@pytest.mark.parametrize("density", [0.4, 0.55, 1.0], ids=str)
 def test_counts_are_exact(order, scope, density):
     _, system = problem()
     ticket = obs(system, density=density, scope=scope, order=order, block_size=7)
