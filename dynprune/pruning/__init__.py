@@ -1,6 +1,11 @@
 """Score × budget × schedule → ticket."""
 
 from dynprune.pruning._baselines import BASELINES, Baseline, Pruner
+from dynprune.pruning._densities import (
+    densities_by_factor,
+    densities_by_share,
+    densities_by_target,
+)
 from dynprune.pruning._from_scores import from_scores
 from dynprune.pruning._grasp import grasp, grasp_scores
 from dynprune.pruning._imp import imp
@@ -20,6 +25,9 @@ __all__ = [
     "IMPLevel",
     "IMPRun",
     "Pruner",
+    "densities_by_factor",
+    "densities_by_share",
+    "densities_by_target",
     "from_scores",
     "grasp",
     "grasp_scores",
