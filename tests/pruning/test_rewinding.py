@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from problems import classes
+from problems import classes, small_net
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -328,9 +328,7 @@ def test_a_rate_of_zero_keeps_a_layer_dense():
 
 @pytest.mark.parametrize("kind", ["mapping", "callable"])
 def test_groups_have_counts_of_their_own(kind):
-    net = nn.Sequential(
-        nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)
-    ).double()
+    net = small_net(seed=2, widths=(3, 4, 5, 3))
     system = GradientSystem(net, CE, classes(20, 3, 3))
     of = {"0.weight": "ends", "2.weight": "middle", "4.weight": "ends"}
     run = imp(
