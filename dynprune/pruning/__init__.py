@@ -7,6 +7,7 @@ from dynprune.pruning._densities import (
     densities_by_target,
 )
 from dynprune.pruning._from_scores import from_scores
+from dynprune.pruning._gradual_magnitude import cubic_densities, gradual_magnitude
 from dynprune.pruning._grasp import grasp, grasp_scores
 from dynprune.pruning._imp import imp
 from dynprune.pruning._imp_results import IMPLevel, IMPRun
@@ -14,8 +15,11 @@ from dynprune.pruning._magnitude import magnitude, magnitude_scores
 from dynprune.pruning._obd import obd, obd_diagonal, obd_scores
 from dynprune.pruning._obs import obs, obs_scores
 from dynprune.pruning._random import random, random_scores
+from dynprune.pruning._rigl import rigl
 from dynprune.pruning._select import kept_count
 from dynprune.pruning._snip import snip, snip_scores
+from dynprune.pruning._sparse_evolution import sparse_evolution
+from dynprune.pruning._sparse_training import MaskUpdate, SparseTraining
 from dynprune.pruning._sparsegpt import sparsegpt
 from dynprune.pruning._synflow import synflow, synflow_scores
 
@@ -24,11 +28,15 @@ __all__ = [
     "Baseline",
     "IMPLevel",
     "IMPRun",
+    "MaskUpdate",
     "Pruner",
+    "SparseTraining",
+    "cubic_densities",
     "densities_by_factor",
     "densities_by_share",
     "densities_by_target",
     "from_scores",
+    "gradual_magnitude",
     "grasp",
     "grasp_scores",
     "imp",
@@ -42,8 +50,10 @@ __all__ = [
     "obs_scores",
     "random",
     "random_scores",
+    "rigl",
     "snip",
     "snip_scores",
+    "sparse_evolution",
     "sparsegpt",
     "synflow",
     "synflow_scores",

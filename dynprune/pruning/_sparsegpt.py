@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dynprune.core import AssumptionError, Cost, InvalidInputError, unknown
+from dynprune.pruning._drop_and_grow import highest
 from dynprune.pruning._from_scores import full_state, record, survivors
 from dynprune.pruning._layer_inputs import (
     Layer,
@@ -239,19 +240,13 @@ def _columns_(
         block = slice(first, min(first + size, W.shape[1]))
         scores = (W[:, block] / scale[block]).square()
         scores = torch.where(idle[block], -1.0, scores)
-        mask[:, block] = _chosen(scores, alive[:, block], quota)
+        mask[:, block] = highest(
+            scores, alive[:, block], quota.next(int(alive[:, block].sum()))
+        )
         for j in range(block.start, block.stop):
             error = torch.where(mask[:, j], 0.0, W[:, j]) / scale[j]
             W[:, j:] -= error[:, None] * factor[j, j:]
     return mask
-
-
-def _chosen(scores: Tensor, alive: Tensor, quota: _Quota) -> Tensor:
-    free = torch.nonzero(alive.reshape(-1)).reshape(-1)
-    best = scores.reshape(-1)[free].argsort(descending=True, stable=True)
-    chosen = torch.zeros(alive.numel(), dtype=torch.bool, device=alive.device)
-    chosen[free[best[: quota.next(len(free))]]] = True
-    return chosen.view(alive.shape)
 
 
 def _energy(W: Tensor, moment: Tensor, rows: int) -> Tensor:
