@@ -8,13 +8,8 @@ from torch import Tensor
 from dynprune.core import AssumptionError, Cost, InvalidInputError, unknown
 from dynprune.pruning._drop_and_grow import highest
 from dynprune.pruning._from_scores import full_state, record, survivors
-from dynprune.pruning._layer_inputs import (
-    Layer,
-    in_call_order,
-    layers_of,
-    moments,
-    private_copy,
-)
+from dynprune.pruning._layer_inputs import in_call_order, moments, private_copy
+from dynprune.pruning._layer_matrices import Layer, layers_of
 from dynprune.pruning._obd import prunable_coordinates
 from dynprune.pruning._select import kept_count
 from dynprune.system import GradientSystem
@@ -56,8 +51,10 @@ def sparsegpt(
     weights; pruned entries keep their old values, which a shuffled mask uncovers.
     ``layer_errors`` in the settings is :math:`\|X(w - \hat w)\|^2 / \|X w\|^2`.
 
-    Convolutions are matrices on patches (groups for themselves); tied weights see the
-    inputs of all their layers, but no look-ups of a tied embedding. Biases stay.
+    Convolutions, transposed ones included, are matrices on patches (groups for
+    themselves), the projections of ``nn.MultiheadAttention`` matrices on what they
+    project. Tied weights see the inputs of all their layers, but no look-ups of a tied
+    embedding. Biases stay.
 
     Args:
         system: What is pruned, usually ``system.with_state(run.state)`` of a trained
@@ -75,7 +72,7 @@ def sparsegpt(
     Raises:
         InvalidInputError: If the density is not in (0, 1] or exceeds what survives in
             a layer, for a ``block_size`` below 1, negative damping, an unknown
-            ``inputs``, weights that no Linear, Conv or Conv1D layer applies, a layer
+            ``inputs``, weights that no layer of these kinds applies, a layer
             that is never called, or inputs that are not finite.
         AssumptionError: If H of a layer is singular, without damping.
 

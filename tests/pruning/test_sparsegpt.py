@@ -161,6 +161,12 @@ CONVOLUTIONS = {
     "grouped": lambda: nn.Conv2d(2, 4, 3, groups=2),
     "depthwise": lambda: nn.Conv2d(2, 2, 3, groups=2, padding=1),
     "one axis": lambda: nn.Conv1d(2, 4, 3, stride=2),
+    "transposed": lambda: nn.ConvTranspose2d(2, 4, 3),
+    "transposed, strided": lambda: nn.ConvTranspose2d(
+        2, 4, (3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2)
+    ),
+    "transposed, grouped": lambda: nn.ConvTranspose2d(2, 4, 3, groups=2, dilation=2),
+    "transposed, one axis": lambda: nn.ConvTranspose1d(2, 3, 4, stride=2, padding=5),
     "three axes": lambda: nn.Conv3d(2, 3, 2),
 }
 
@@ -188,7 +194,8 @@ def test_convolutions_are_matrices_on_their_patches(kind):
 
 
 def test_convolution_s_moments_are_those_of_unfold():
-    from dynprune.pruning._layer_inputs import layers_of, moments, private_copy
+    from dynprune.pruning._layer_inputs import moments, private_copy
+    from dynprune.pruning._layer_matrices import layers_of
 
     conv = nn.Conv2d(4, 6, (3, 2), padding=(1, 2), stride=2, groups=2).double()
     x = normal(5, 4, 7, 8)
@@ -203,12 +210,12 @@ def test_convolution_s_moments_are_those_of_unfold():
 
 
 def test_slices_of_the_rows_add_up(monkeypatch):
-    from dynprune.pruning import _layer_inputs
+    from dynprune.pruning import _layer_matrices
 
     model, (x, y) = small_net(), classes(60, 3, 3)
     system = GradientSystem(model, CE, (x, y))
     whole = sparsegpt(system, density=0.5)
-    monkeypatch.setattr(_layer_inputs, "_NUMBERS", 10)
+    monkeypatch.setattr(_layer_matrices, "_NUMBERS", 10)
     sliced = sparsegpt(system, density=0.5)
     batches = [(x[:13], y[:13]), (x[13:], y[13:])]
     loader = sparsegpt(GradientSystem(model, CE, batches), density=0.5)
@@ -221,14 +228,15 @@ def test_slices_of_the_rows_add_up(monkeypatch):
 def test_conv1d_of_transformers_is_a_transposed_linear_layer():
     from transformers.pytorch_utils import Conv1D
 
-    from dynprune.pruning._layer_inputs import layers_of, moments, private_copy
+    from dynprune.pruning._layer_inputs import moments, private_copy
+    from dynprune.pruning._layer_matrices import layers_of
 
     net = nn.Sequential(Conv1D(4, 7), nn.ReLU(), nn.Linear(4, 2)).double()
     x = correlated(30, 7).view(6, 5, 7)
     system = GradientSystem(net, MSE, (x, torch.zeros(6, 5, 2)))
     twin = private_copy(system)
     (own,) = layers_of(twin, ["0.weight"])
-    assert own.columns_first
+    assert own.layout == "columns"
     H = moments(twin, system, [own], seed=0)["0.weight"][0]
     X = x.view(30, 7)
     assert torch.allclose(H, 2 / 30 * X.T @ X, rtol=1e-10)
@@ -242,9 +250,76 @@ def test_conv1d_of_transformers_is_a_transposed_linear_layer():
     assert torch.allclose(found, after * mask, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("kind", ["self", "cross", "other widths"])
+def test_projections_of_attention_see_what_they_project(kind, batch_first):
+    from dynprune.pruning._layer_inputs import in_call_order, moments, private_copy
+    from dynprune.pruning._layer_matrices import layers_of
+
+    class Attends(nn.Module):
+        def __init__(self):
+            nn.Module.__init__(self)
+            widths = {"kdim": 3, "vdim": 5} if kind == "other widths" else {}
+            self.own = nn.MultiheadAttention(4, 2, batch_first=batch_first, **widths)
+
+        def parts(self, x):
+            if kind == "self":
+                return x, x, x
+            other = x.flip(1)[:, :3] if batch_first else x.flip(0)[:3]
+            if kind == "cross":
+                return x, other, 2 * other
+            return x, other[..., :3], torch.cat([other, other[..., :1]], -1)
+
+        def forward(self, x):
+            x = x if batch_first else x.transpose(0, 1)
+            q, k, v = self.parts(x)
+            out = self.own(q, key=k, value=v, need_weights=False)[0]
+            return out.mean(1 if batch_first else 0)
+
+    x = normal(6, 5, 4, seed=1)
+    net = Attends().double()
+    with torch.no_grad():
+        for n, part in enumerate(net.parameters()):
+            part.copy_(normal(*part.shape, seed=n))
+    system = GradientSystem(net, MSE, (x, normal(6, 4)))
+    twin = private_copy(system)
+    names = [name for name, part in net.named_parameters() if part.ndim > 1]
+    layers = in_call_order(twin, system, layers_of(twin, names))
+    assert [layer.name for layer in layers] == names
+    found = moments(twin, system, layers, seed=0)
+    seen = net.parts(x if batch_first else x.transpose(0, 1))
+    groups = [g for name in names[:-1] for g in found[name]]
+    rows = len(seen[0].reshape(-1, 4))
+    for H, part in zip(groups, seen, strict=True):
+        X = part.reshape(-1, part.shape[-1])
+        n = len(X) if kind == "other widths" else rows
+        assert torch.allclose(H, 2 / n * X.T @ X, rtol=1e-10)
+    # the heads by hand: softmax(q k' / √2) v for each of two heads of width 2
+    if kind == "other widths":
+        weights = [net.own.q_proj_weight, net.own.k_proj_weight, net.own.v_proj_weight]
+    else:
+        weights = net.own.in_proj_weight.split(4)
+    q, k, v = (
+        part @ w.T + b
+        for part, w, b in zip(seen, weights, net.own.in_proj_bias.split(4), strict=True)
+    )
+    if not batch_first:
+        q, k, v = (part.transpose(0, 1) for part in (q, k, v))
+    q, k, v = (part.unflatten(-1, (2, 2)).transpose(1, 2) for part in (q, k, v))
+    heads = (q @ k.mT / 2**0.5).softmax(-1) @ v
+    X = heads.transpose(1, 2).flatten(2).reshape(-1, 4).detach()
+    assert torch.allclose(found["own.out_proj.weight"][0], 2 / len(X) * X.T @ X)
+    before = copy.deepcopy(twin.state_dict())
+    assert all(torch.equal(before[n], t) for n, t in net.state_dict().items())
+    ticket = sparsegpt(system, density=0.5)
+    for name, mask in ticket.masks.items():
+        assert int(mask.sum()) == kept_count(0.5, mask.numel()), name
+
+
 @pytest.mark.parametrize("kind", ["shared", "tied"])
 def test_shared_and_tied_weights_see_all_their_inputs(kind):
-    from dynprune.pruning._layer_inputs import layers_of, moments, private_copy
+    from dynprune.pruning._layer_inputs import moments, private_copy
+    from dynprune.pruning._layer_matrices import layers_of
 
     first, second = nn.Linear(3, 3), nn.Linear(3, 3)
     second.weight = first.weight
@@ -357,21 +432,31 @@ def test_layers_that_do_not_fit_are_refused():
     norm = nn.Sequential(nn.LayerNorm(4)).double()
     with pytest.raises(InvalidInputError, match="no prunable weight"):
         sparsegpt(GradientSystem(norm, CE, (x, y)), density=0.5)
-    up = nn.Sequential(nn.ConvTranspose1d(1, 1, 2), nn.Flatten()).double()
-    system = GradientSystem(up, CE, (x[:, None], y))
-    with pytest.raises(InvalidInputError, match="applied by no layer"):
-        sparsegpt(system, density=0.5)
 
-    class Attends(nn.Module):
+    class Sized(nn.Module):
         def __init__(self):
             nn.Module.__init__(self)
-            self.inner = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.up = nn.ConvTranspose1d(1, 1, 2, stride=2)
 
         def forward(self, x):
-            return self.inner(x, x, x)[0][:, 0]
+            return self.up(x[:, None], output_size=(9,))[:, 0]
 
-    system = GradientSystem(Attends().double(), CE, (x[:, None], y))
-    with pytest.raises(InvalidInputError, match=r"out_proj|in_proj"):
+    system = GradientSystem(Sized().double(), CE, (x, y))
+    with pytest.raises(InvalidInputError, match="called with output_size"):
+        sparsegpt(system, density=0.5)
+
+    class Unused(nn.Module):
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.used, self.other = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    system = GradientSystem(Unused().double(), CE, (x, y))
+    with pytest.raises(
+        InvalidInputError, match=r"No input of 'other\.weight' was seen"
+    ):
         sparsegpt(system, density=0.5)
     net, x, _ = layer()
     same = x[:, :1].expand(30, 7)
