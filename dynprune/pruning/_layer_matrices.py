@@ -133,7 +133,7 @@ class Layer:
         if self.layout == "rows":
             return weight.flatten(1)
         inside = (len(weight) // self.groups, *weight.shape[1:])
-        parts = weight.view(self.groups, *inside).transpose(1, 2)
+        parts = weight.reshape(self.groups, *inside).transpose(1, 2)
         return parts.flatten(2).flatten(0, 1)
 
     def weight(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
@@ -183,8 +183,8 @@ def layers_of(net: nn.Module, names: Sequence[str]) -> list[Layer]:
             what = " and ".join(type(s.module).__name__ for s, _, _ in seen)
             raise InvalidInputError(
                 f"The weight {name!r} is applied by {what or 'no layer'}: it is not "
-                "one matrix on the inputs of a Linear, Conv, Conv1D or attention layer. "
-                "Leave it out with GradientSystem(..., parameters=...), or use "
+                "one matrix on the inputs of a Linear, Conv, Conv1D or attention "
+                "layer. Leave it out with GradientSystem(..., parameters=...), or use "
                 "pruning.obs."
             )
         groups, layout = kinds.pop()
