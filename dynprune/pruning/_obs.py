@@ -1,12 +1,12 @@
 """Optimal brain surgeon on blocks: remove weights and move the survivors."""
 
 from dataclasses import dataclass
-from typing import Literal, final, get_args
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor
 
-from dynprune.core import Cost, InvalidInputError, unknown
+from dynprune.core import AssumptionError, Cost, InvalidInputError, unknown
 from dynprune.operators import AbstractOperator, GaussNewtonOperator, HessianOperator
 from dynprune.pruning._example_gradients import drawn, example_gradients
 from dynprune.pruning._from_scores import from_scores, full_state, record, survivors
@@ -154,7 +154,8 @@ def obs(
             ``block_size`` below 1, damping that is negative (or zero with the Fisher
             matrix), fewer samples than a block has weights, examples that cannot be
             told apart, or more than 20,000 coordinates with an exact curvature.
-        AssumptionError: If a block of the Hessian is not positive definite.
+        AssumptionError: If a block of the Hessian is not positive definite, or
+            rounding made one of the inverse so.
 
     Cost:
         n / N gradients, one example at a time, and N B numbers in float64; exact
@@ -241,8 +242,11 @@ class _Surgeon:
             name: kept.to(system.device) for name, kept in survivors(system).items()
         }
         if curvature == "fisher":
-            inverses, count = _fisher(system, weights, sizes, damping, samples, seed)
-            cost = Cost(gradients=count / system.examples)
+            examples = drawn(system, samples, seed=seed)
+            inverses = _fisher(system, weights, sizes, damping, examples, seed)
+            count = len(examples)
+            read = sum(system.weight(one) for one in examples)
+            cost = Cost(gradients=read / system.examples)
         else:
             count = 0
             inverses, cost = _exact(system, alive, sizes, curvature, damping)
@@ -260,6 +264,7 @@ class _Surgeon:
             else:
                 found, turns = greedy_costs(inverse, values, alive)
                 places[name] = join(turns, weight.shape)
+            _check_positive(name, inverse, found)
             costs[name] = join(found, weight.shape)
         return costs if order == "one-shot" else ranked(costs, places)
 
@@ -293,10 +298,9 @@ def _fisher(
     weights: dict[str, Tensor],
     sizes: dict[str, int],
     damping: float,
-    samples: int | None,
+    examples: list[Any],
     seed: int,
-) -> tuple[dict[str, Tensor], int]:
-    examples = drawn(system, samples, seed=seed)
+) -> dict[str, Tensor]:
     count, largest = len(examples), max(sizes.values())
     if count < largest:
         raise InvalidInputError(
@@ -316,7 +320,7 @@ def _fisher(
     for parts in example_gradients(system, examples, seed=seed):
         for name, part in zip(found, parts, strict=True):
             add_gradient_(found[name], cut(part, sizes[name]), count=count)
-    return found, count
+    return found
 
 
 def _exact(
@@ -339,6 +343,17 @@ def _exact(
             matrix[own, own], kept, sizes[name], damping=damping, name=name
         )
     return found, cost
+
+
+def _check_positive(name: str, inverse: Tensor, costs: Tensor) -> None:
+    diagonal = inverse.diagonal(dim1=1, dim2=2)
+    fine = bool((diagonal > 0).all()) and bool((costs >= 0).all())
+    if not fine or not bool(torch.isfinite(costs).all()):
+        raise AssumptionError(
+            f"Rounding has left a block of the inverse curvature of {name!r} without a "
+            "positive diagonal. Pass more damping or a smaller block_size, or look for "
+            "overflow in the gradients."
+        )
 
 
 def _check(

@@ -242,6 +242,7 @@ def test_weights_of_examples_count():
         batch_weight=lambda b: float(b[2].sum()),
     )
     doubled = GradientSystem(model, CE, (torch.cat([x[:1], x]), torch.cat([y[:1], y])))
+    assert obs(weighted, density=0.5, block_size=12).cost == Cost(gradients=1.0)
     a = obs_scores(weighted, block_size=12, damping=1e-2)
     b = obs_scores(doubled, block_size=12, damping=1e-2)
     assert all(torch.allclose(a[n], b[n], rtol=1e-9) for n in a)
@@ -305,6 +306,9 @@ def test_systems_that_do_not_fit_are_refused():
     _, system = problem()  # not at a minimum: the Hessian is indefinite
     with pytest.raises(AssumptionError, match=r"not positive definite\. Pass damping"):
         obs(system, density=0.5, **EXACT)
+    for order in ("one-shot", "sequential"):
+        with pytest.raises(AssumptionError, match="without a positive diagonal"):
+            obs(system, density=0.5, block_size=12, damping=1e-300, order=order)
     model, (x, y) = small_net(), classes(14, 3, 3)
     whole = GradientSystem(
         model,
