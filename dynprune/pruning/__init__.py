@@ -1,19 +1,86 @@
 """Score × budget × schedule → ticket."""
 
-from dynprune.pruning._baselines import BASELINES, Baseline, Pruner
-from dynprune.pruning._early_bird import early_bird
-from dynprune.pruning._early_bird_results import EarlyBird
-from dynprune.pruning._edge_popup import edge_popup
-from dynprune.pruning._from_scores import from_scores
-from dynprune.pruning._gem_miner import gem_miner
-from dynprune.pruning._grasp import grasp, grasp_scores
-from dynprune.pruning._imp import imp
-from dynprune.pruning._imp_results import IMPLevel, IMPRun
-from dynprune.pruning._magnitude import magnitude, magnitude_scores
-from dynprune.pruning._random import random, random_scores
-from dynprune.pruning._select import kept_count
-from dynprune.pruning._snip import snip, snip_scores
-from dynprune.pruning._synflow import synflow, synflow_scores
+from dynprune.pruning._baselines import (
+    BASELINES,
+    Baseline,
+    Pruner,
+)
+from dynprune.pruning._densities import (
+    densities_by_factor,
+    densities_by_share,
+    densities_by_target,
+)
+from dynprune.pruning._early_bird import (
+    early_bird,
+)
+from dynprune.pruning._early_bird_results import (
+    EarlyBird,
+)
+from dynprune.pruning._edge_popup import (
+    edge_popup,
+)
+from dynprune.pruning._from_scores import (
+    from_scores,
+)
+from dynprune.pruning._gem_miner import (
+    gem_miner,
+)
+from dynprune.pruning._gradual_magnitude import (
+    cubic_densities,
+    gradual_magnitude,
+)
+from dynprune.pruning._grasp import (
+    grasp,
+    grasp_scores,
+)
+from dynprune.pruning._imp import (
+    imp,
+)
+from dynprune.pruning._imp_results import (
+    IMPLevel,
+    IMPRun,
+)
+from dynprune.pruning._magnitude import (
+    magnitude,
+    magnitude_scores,
+)
+from dynprune.pruning._obd import (
+    obd,
+    obd_diagonal,
+    obd_scores,
+)
+from dynprune.pruning._obs import (
+    obs,
+    obs_scores,
+)
+from dynprune.pruning._random import (
+    random,
+    random_scores,
+)
+from dynprune.pruning._rigl import (
+    rigl,
+)
+from dynprune.pruning._select import (
+    kept_count,
+)
+from dynprune.pruning._snip import (
+    snip,
+    snip_scores,
+)
+from dynprune.pruning._sparse_evolution import (
+    sparse_evolution,
+)
+from dynprune.pruning._sparse_training import (
+    MaskUpdate,
+    SparseTraining,
+)
+from dynprune.pruning._sparsegpt import (
+    sparsegpt,
+)
+from dynprune.pruning._synflow import (
+    synflow,
+    synflow_scores,
+)
 
 __all__ = [
     "BASELINES",
@@ -21,21 +88,36 @@ __all__ = [
     "EarlyBird",
     "IMPLevel",
     "IMPRun",
+    "MaskUpdate",
     "Pruner",
+    "SparseTraining",
+    "cubic_densities",
+    "densities_by_factor",
+    "densities_by_share",
+    "densities_by_target",
     "early_bird",
     "edge_popup",
     "from_scores",
     "gem_miner",
+    "gradual_magnitude",
     "grasp",
     "grasp_scores",
     "imp",
     "kept_count",
     "magnitude",
     "magnitude_scores",
+    "obd",
+    "obd_diagonal",
+    "obd_scores",
+    "obs",
+    "obs_scores",
     "random",
     "random_scores",
+    "rigl",
     "snip",
     "snip_scores",
+    "sparse_evolution",
+    "sparsegpt",
     "synflow",
     "synflow_scores",
 ]
