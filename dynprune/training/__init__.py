@@ -5,6 +5,8 @@ from dynprune.training._mover import OptimizerFactory, Schedule
 from dynprune.training._recipe import Recipe, Trainer
 from dynprune.training._recorder import Recorder
 from dynprune.training._results import Evaluation, Run
+from dynprune.training._stacked_many import train_many
+from dynprune.training._stacked_results import Runs
 from dynprune.training._train import train
 
 __all__ = [
@@ -13,8 +15,10 @@ __all__ = [
     "Recipe",
     "Recorder",
     "Run",
+    "Runs",
     "Schedule",
     "Trainer",
     "evaluate",
     "train",
+    "train_many",
 ]
