@@ -7,6 +7,8 @@ from dynprune.pruning._imp import imp
 from dynprune.pruning._imp_results import IMPLevel, IMPRun
 from dynprune.pruning._magnitude import magnitude, magnitude_scores
 from dynprune.pruning._random import random, random_scores
+from dynprune.pruning._sanity_check import sanity_check
+from dynprune.pruning._sanity_check_results import SanityCheck
 from dynprune.pruning._select import kept_count
 from dynprune.pruning._snip import snip, snip_scores
 from dynprune.pruning._synflow import synflow, synflow_scores
@@ -17,6 +19,7 @@ __all__ = [
     "IMPLevel",
     "IMPRun",
     "Pruner",
+    "SanityCheck",
     "from_scores",
     "grasp",
     "grasp_scores",
@@ -26,6 +29,7 @@ __all__ = [
     "magnitude_scores",
     "random",
     "random_scores",
+    "sanity_check",
     "snip",
     "snip_scores",
     "synflow",

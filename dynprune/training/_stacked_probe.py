@@ -18,6 +18,8 @@ from dynprune.training._stacked_train import batches_of
 
 _WARM, _TIMED = 2, 5  # steps
 _WORTH_PROCESSES = 10.0  # seconds of work; starting the processes takes a few
+_NAN = float("nan")
+Side = tuple[Callable[[], Mover | StackedMover], Sequence[int]]
 _MEASURED: dict[tuple[object, ...], tuple[float, float]] = {}
 
 
@@ -43,23 +45,30 @@ def choose(
     Returns:
         How, the measured speed-up of the stack (NaN if there is none), and why.
     """
+    workers = min(jobs, len(systems)) if systems[0].device.type == "cpu" else 1
+    if not isinstance(recipe, Recipe):
+        why = "a trainer that is no Recipe; how='processes' would use all cores"
+        return "serial", _NAN, why
+    count = recipe.steps if steps is None else steps
+    size = min(stack, len(systems))
     try:
         random = check_stackable(systems, recipe, seeds=seeds)
-        assert isinstance(recipe, Recipe)
-    except InvalidInputError as error:
-        return _without_stack(systems, jobs, float("inf"), str(error).split(". ")[0])
-    if random:
         why = "dropout draws other numbers in a stack than one by one"
-        return _without_stack(systems, jobs, float("inf"), why)
-    one, many = measured(systems[:stack], recipe, seeds=seeds[:stack])
-    speedup = one * min(stack, len(systems)) / many
-    workers = min(jobs, len(systems)) if systems[0].device.type == "cpu" else 1
-    work = one * len(systems) * (recipe.steps if steps is None else steps)
-    found = f"a stack of {min(stack, len(systems))} is {speedup:.2g} times as fast"
-    if speedup >= max(1.0, workers if work > _WORTH_PROCESSES else 1.0):
-        return "stacked", speedup, found
-    how, _, _ = _without_stack(systems, jobs, work, "")
-    return how, speedup, found
+    except InvalidInputError as error:
+        random, why = True, str(error)
+    if random or size == 1:
+        one, _ = measured(systems[:1], recipe, seeds=seeds[:1], stacked=False)
+        how = _spread(workers, one * len(systems) * count)
+        return how, _NAN, why if random else "there is nothing to stack"
+    one, many = measured(systems[:size], recipe, seeds=seeds[:size])
+    speedup, how = one * size / many, _spread(workers, one * len(systems) * count)
+    if speedup >= (workers if how == "processes" else 1):
+        how = "stacked"
+    return how, speedup, f"a stack of {size} is {speedup:.2g} times as fast"
+
+
+def _spread(workers: int, work: float) -> How:
+    return "processes" if workers > 1 and work > _WORTH_PROCESSES else "serial"
 
 
 def check_stackable(
@@ -89,7 +98,11 @@ def check_stackable(
 
 
 def measured(
-    systems: Sequence[GradientSystem], recipe: Recipe, *, seeds: Sequence[int]
+    systems: Sequence[GradientSystem],
+    recipe: Recipe,
+    *,
+    seeds: Sequence[int],
+    stacked: bool = True,
 ) -> tuple[float, float]:
     """Time a step of one network and a step of the stack, batches included.
 
@@ -97,10 +110,12 @@ def measured(
         systems: All that one stack holds.
         recipe: How they train.
         seeds: One for each.
+        stacked: Whether to time the stack.
 
     Returns:
-        Seconds of a step of one network, and of the stack; kept for the next call with
-        the same network, optimiser, batch, device and number of threads.
+        Seconds of a step of one network, and of the stack (infinite if not timed);
+        kept for the next call with the same network, optimiser, batch, device and
+        number of threads.
 
     Cost:
         Seven steps each.
@@ -134,20 +149,22 @@ def measured(
         one().describe()["optimizer"],
         recipe.batch_size,
         recipe.mode,
-        len(systems),
+        stacked and len(systems),
         len(set(seeds)) == 1,
         torch.get_num_threads(),
     )
     if key not in _MEASURED:
-        _MEASURED[key] = _in_turn([(one, seeds[:1]), (many, seeds)], first, recipe)
+        sides: list[Side] = [(one, seeds[:1])]
+        if stacked:
+            sides.append((many, seeds))
+        times = _in_turn(sides, first, recipe)
+        _MEASURED[key] = times[0], times[1] if stacked else float("inf")
     return _MEASURED[key]
 
 
 def _in_turn(
-    sides: Sequence[tuple[Callable[[], Mover | StackedMover], Sequence[int]]],
-    system: GradientSystem,
-    recipe: Recipe,
-) -> tuple[float, float]:
+    sides: Sequence[Side], system: GradientSystem, recipe: Recipe
+) -> list[float]:
     data = system.data if recipe.data is None else recipe.data
     taken: list[list[float]] = [[] for _ in sides]
     with ExitStack() as held:
@@ -167,20 +184,7 @@ def _in_turn(
                 _settle(system.device)
                 kept.append(time.perf_counter() - start)
     # the least: other work on the machine only ever adds
-    one, many = (min(times[_WARM:]) for times in taken)
-    return one, many
-
-
-def _without_stack(
-    systems: Sequence[GradientSystem], jobs: int, work: float, why: str
-) -> tuple[How, float, str]:
-    spread = (
-        jobs > 1
-        and len(systems) > 1
-        and work > _WORTH_PROCESSES
-        and systems[0].device.type == "cpu"
-    )
-    return ("processes" if spread else "serial"), float("nan"), why
+    return [min(times[_WARM:]) for times in taken]
 
 
 def _settle(device: torch.device) -> None:
