@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from dynprune.core import InvalidInputError
 from dynprune.system import GradientSystem, MeanLoss
 from dynprune.training._mover import Mover, OptimizerFactory, Schedule
+from dynprune.training._stacked_chain import Losses, Values, chain_losses
 
 # Each acts on every entry by itself, given the entry's own gradient and state, and its
 # hyperparameters: on stacked tensors it does what it does on their slices.
@@ -88,19 +89,14 @@ class StackedMover:
             self._one.optimizer,
             dict(zip(self._one.parameters, self.parameters, strict=True)),
         )
-        loss = MeanLoss(self.net, first.loss_fn, first.batch_loss)
-
-        def one_loss(values: dict[str, Tensor], batch: Any) -> Tensor:
-            found: Tensor = functional_call(loss, values, (batch,))
-            return found
-
-        self._losses = vmap(
-            one_loss,
-            in_dims=(0, 0 if own else None),
-            randomness="different" if own else "same",
-        )
-        held = self._named | self._fixed | self._buffers
-        self._values = {f"net.{name}": part for name, part in held.items()}
+        self._values = self._named | self._fixed | self._buffers
+        self._losses = chain_losses(
+            self.net,
+            first.loss_fn if first.batch_loss is None else None,
+            runs=len(systems),
+            own=own,
+            stacked=tuple(self._values),
+        ) or _vmapped(MeanLoss(self.net, first.loss_fn, first.batch_loss), own=own)
 
     def step(self, batch: Any) -> Tensor:
         """Make one optimiser step of every network.
@@ -223,6 +219,19 @@ def check_optimizer(optimizer: Optimizer) -> None:
             "hooks (gradient clipping by norm, for instance), which would see all "
             "networks as one. Remove them, or use how='processes'."
         )
+
+
+def _vmapped(loss: MeanLoss, *, own: bool) -> Losses:
+    def one(values: Values, batch: Any) -> Tensor:
+        placed = {f"net.{name}": part for name, part in values.items()}
+        found: Tensor = functional_call(loss, placed, (batch,))
+        return found
+
+    return vmap(
+        one,
+        in_dims=(0, 0 if own else None),
+        randomness="different" if own else "same",
+    )
 
 
 def _on_stacks(optimizer: Optimizer, stacks: Mapping[Tensor, Tensor]) -> Optimizer:

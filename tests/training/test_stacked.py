@@ -23,6 +23,7 @@ from dynprune.training import (
     train,
     train_many,
 )
+from dynprune.training._stacked_chain import chain_losses
 
 optim = torch.optim
 MSE = nn.functional.mse_loss
@@ -340,6 +341,89 @@ def test_no_step_is_a_run_too() -> None:
     found = train_many(given, recipe, stop_step=0, how="stacked")
     same(found, one_by_one(given, recipe, [0] * 4, stop_step=0))
     assert "no step was made" in found.summary()
+
+
+# -- chains of linear layers ----------------------------------------------------------
+
+
+def deep(*shape: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten() if len(shape) > 1 else nn.Identity(),
+        nn.Sequential(nn.Linear(math.prod(shape), 5, bias=False), nn.GELU()),
+        nn.LeakyReLU(0.2),
+        nn.Linear(5, 3),
+    ).double()
+
+
+def labelled(*shape: int) -> tuple[Tensor, Tensor]:
+    draw = generator(3)
+    x = torch.randn(21, *shape, generator=draw, dtype=torch.float64)
+    return x, torch.randint(0, 3, (21,), generator=draw)
+
+
+def soft(*shape: int) -> tuple[Tensor, Tensor]:
+    x, _ = labelled(*shape)
+    return x, torch.randn(21, 3, generator=generator(4), dtype=x.dtype).softmax(1)
+
+
+def ignoring(*shape: int) -> tuple[Tensor, Tensor]:
+    x, y = labelled(*shape)
+    return x, y.masked_fill(torch.arange(21) % 5 == 1, -100)
+
+
+def per_token(*shape: int) -> tuple[Tensor, Tensor]:
+    draw = generator(5)
+    x = torch.randn(21, *shape, generator=draw, dtype=torch.float64)
+    return x, torch.randn(21, *shape[:-1], 3, generator=draw, dtype=x.dtype)
+
+
+def counted(batch: tuple[Tensor, Tensor]) -> float:
+    return float((batch[1] != -100).sum())
+
+
+CROSS_ENTROPY = nn.functional.cross_entropy
+
+
+@pytest.mark.parametrize("seeds", [[0, 1, 2, 3], [6] * 4], ids=["own", "shared"])
+@pytest.mark.parametrize(
+    ("make", "batches", "loss", "weight"),
+    [
+        (lambda: deep(6), labelled(6), CROSS_ENTROPY, None),
+        (lambda: deep(2, 3), labelled(2, 3), CROSS_ENTROPY, None),
+        (lambda: deep(6), soft(6), CROSS_ENTROPY, None),
+        (lambda: deep(6), ignoring(6), CROSS_ENTROPY, counted),
+        (lambda: deep(6), labelled(6), nn.CrossEntropyLoss(), None),
+        (lambda: deep(6), per_token(4, 6), MSE, None),
+        (lambda: nn.Linear(3, 1).double(), data(), nn.functional.huber_loss, None),
+    ],
+    ids=["classes", "images", "soft", "ignored", "module", "tokens", "bare layer"],
+)
+def test_chains_are_batched_by_hand(
+    make: Any, batches: Any, loss: Any, weight: Any, seeds: list[int]
+) -> None:
+    given = systems(make, batches, loss=loss, batch_weight=weight)
+    names = tuple(name for name, _ in make().named_parameters())
+    assert chain_losses(make(), loss, runs=4, own=True, stacked=names) is not None
+    recipe = Recipe(momentum, steps=20, batch_size=6)
+    found = train_many(given, recipe, seeds=seeds, how="stacked")
+    same(found, one_by_one(given, recipe, seeds))
+
+
+def test_what_is_no_chain_is_left_to_vmap() -> None:
+    layer, hooked_net = nn.Linear(3, 3), mlp()
+    hooked_net[0].register_forward_hook(lambda _, __, out: 2 * out)
+    twice = nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(3, 1)).double()
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1)).double()
+    tied[1].weight = tied[0].weight
+    for make in (lambda: hooked_net, lambda: twice, lambda: tied):
+        names = tuple(name for name, _ in make().named_parameters())
+        assert chain_losses(make(), MSE, runs=2, own=True, stacked=names) is None
+        given = systems(lambda: copy.deepcopy(make()))  # noqa: B023
+        recipe = Recipe(momentum, steps=20, batch_size=8)
+        found = train_many(given, recipe, seeds=range(4), how="stacked")
+        same(found, one_by_one(given, recipe, [0, 1, 2, 3]))
+    assert chain_losses(mlp(), None, runs=2, own=True, stacked=("0.weight",)) is None
+    assert chain_losses(mlp(), MSE, runs=2, own=True, stacked=("0.weight",)) is None
 
 
 # -- noise ----------------------------------------------------------------------------
