@@ -1,34 +1,16 @@
 """Private copies of R networks as one stack, their optimiser, and one step of all."""
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
-from torch.optim import Optimizer
 
-from dynprune.core import InvalidInputError
 from dynprune.system import GradientSystem, MeanLoss
 from dynprune.training._mover import Mover, OptimizerFactory, Schedule
 from dynprune.training._stacked_chain import Losses, Values, chain_losses
-
-# Each acts on every entry by itself, given the entry's own gradient and state, and its
-# hyperparameters: on stacked tensors it does what it does on their slices.
-_ELEMENT_WISE = (
-    torch.optim.SGD,
-    torch.optim.Adam,
-    torch.optim.AdamW,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.Adamax,
-    torch.optim.Adadelta,
-    torch.optim.Adagrad,
-    torch.optim.ASGD,
-    torch.optim.RMSprop,
-    torch.optim.Rprop,
-)
+from dynprune.training._stacked_optimizer import check_optimizer, on_stacks
 
 
 @final
@@ -46,8 +28,8 @@ class StackedMover:
         schedule: Makes the scheduler of that optimiser, or None.
         training: Whether the networks are in train mode.
         step: Optimiser steps that the schedule has behind it.
-        own: Whether batches are ``(R, B, …)``, one for each network, or shared. Dropout
-            draws a mask for each network if so, the same mask for all otherwise.
+        own: Whether batches are ``(R, B, …)``, one for each network, or shared.
+        noise: Whether dropout draws the same mask for all networks, or different ones.
 
     Raises:
         InvalidInputError: If the factories do not return what they should, or an
@@ -63,6 +45,7 @@ class StackedMover:
         training: bool,
         step: int,
         own: bool,
+        noise: Literal["same", "different"] = "different",
     ) -> None:
         first = systems[0]
         # one network alone: its optimiser's groups and schedule are those of all
@@ -85,7 +68,7 @@ class StackedMover:
         self._pruned = _masks(systems, self._named)
         self._weights = [self._named[name] for name in self._pruned]
         self._masks = list(self._pruned.values())
-        self.optimizer = _on_stacks(
+        self.optimizer = on_stacks(
             self._one.optimizer,
             dict(zip(self._one.parameters, self.parameters, strict=True)),
         )
@@ -96,7 +79,9 @@ class StackedMover:
             runs=len(systems),
             own=own,
             stacked=tuple(self._values),
-        ) or _vmapped(MeanLoss(self.net, first.loss_fn, first.batch_loss), own=own)
+        ) or _vmapped(
+            MeanLoss(self.net, first.loss_fn, first.batch_loss), own=own, noise=noise
+        )
 
     def step(self, batch: Any) -> Tensor:
         """Make one optimiser step of every network.
@@ -193,70 +178,13 @@ class StackedMover:
         return values + 0.5 * self._l2 * squares
 
 
-def check_optimizer(optimizer: Optimizer) -> None:
-    """Refuse an optimiser that may mix the entries of its tensors.
-
-    Args:
-        optimizer: What a factory made.
-
-    Raises:
-        InvalidInputError: If it is none of torch's element-wise ones, or has hooks.
-    """
-    names = ", ".join(kind.__name__ for kind in _ELEMENT_WISE)
-    if type(optimizer) not in _ELEMENT_WISE:
-        raise InvalidInputError(
-            f"Stacked training was asked with {type(optimizer).__name__}, which may "
-            "mix the entries of a tensor (norms, factors, line searches): on a stack "
-            f"it would mix networks. Use one of {names}, or how='processes'."
-        )
-    hooks = {
-        **optimizer._optimizer_step_pre_hooks,
-        **optimizer._optimizer_step_post_hooks,
-    }
-    if hooks:
-        raise InvalidInputError(
-            f"Stacked training was asked with an optimiser that has {len(hooks)} step "
-            "hooks (gradient clipping by norm, for instance), which would see all "
-            "networks as one. Remove them, or use how='processes'."
-        )
-
-
-def _vmapped(loss: MeanLoss, *, own: bool) -> Losses:
+def _vmapped(loss: MeanLoss, *, own: bool, noise: str) -> Losses:
     def one(values: Values, batch: Any) -> Tensor:
         placed = {f"net.{name}": part for name, part in values.items()}
         found: Tensor = functional_call(loss, placed, (batch,))
         return found
 
-    return vmap(
-        one,
-        in_dims=(0, 0 if own else None),
-        randomness="different" if own else "same",
-    )
-
-
-def _on_stacks(optimizer: Optimizer, stacks: Mapping[Tensor, Tensor]) -> Optimizer:
-    # made of the groups and not by the factory again: one that treats biases by their
-    # number of dimensions would find one more
-    unknown = [
-        part
-        for group in optimizer.param_groups
-        for part in group["params"]
-        if part not in stacks
-    ]
-    if unknown:
-        raise InvalidInputError(
-            f"The optimiser moves {len(unknown)} tensors that are no parameters of the "
-            "system, which stacked training cannot follow. Use how='processes'."
-        )
-    kind = type(optimizer)
-    taken = inspect.signature(kind).parameters
-    return kind(
-        [
-            {**group, "params": [stacks[part] for part in group["params"]]}
-            for group in optimizer.param_groups
-        ],
-        **{key: part for key, part in optimizer.defaults.items() if key in taken},
-    )
+    return vmap(one, in_dims=(0, 0 if own else None), randomness=noise)
 
 
 def _states(systems: Sequence[GradientSystem]) -> list[dict[str, Tensor]]:

@@ -71,6 +71,7 @@ def train_stacked(
             training=recipe.mode == "train",
             step=start_step,
             own=own,
+            noise="same" if len(set(seeds)) == 1 else "different",
         )
         settings = {
             "steps": total,
