@@ -110,7 +110,7 @@ class SanityCheck:
         for name in CONTROLS:
             mean, low, high = drops[name]
             lines.append(
-                f"{name:<14}{float(values[name].mean()):.4g}  worse by {mean:.3g} "
+                f"{name:<14}{float(values[name].mean()):.4g}  drop {mean:.3g} "
                 f"({self.confidence:.0%} interval {low:.3g} to {high:.3g}): "
                 f"{verdicts[name]}"
             )
