@@ -60,6 +60,12 @@ from dynprune.pruning._random import (
 from dynprune.pruning._rigl import (
     rigl,
 )
+from dynprune.pruning._sanity_check import (
+    sanity_check,
+)
+from dynprune.pruning._sanity_check_results import (
+    SanityCheck,
+)
 from dynprune.pruning._select import (
     kept_count,
 )
@@ -90,6 +96,7 @@ __all__ = [
     "IMPRun",
     "MaskUpdate",
     "Pruner",
+    "SanityCheck",
     "SparseTraining",
     "cubic_densities",
     "densities_by_factor",
@@ -114,6 +121,7 @@ __all__ = [
     "random",
     "random_scores",
     "rigl",
+    "sanity_check",
     "snip",
     "snip_scores",
     "sparse_evolution",
