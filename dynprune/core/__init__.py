@@ -13,6 +13,7 @@ from dynprune.core.errors import (
     NumericalWarning,
 )
 from dynprune.core.files import load_tensors, save_tensors, write_atomic
+from dynprune.core.functional import functional_call
 from dynprune.core.intervals import mean_interval
 from dynprune.core.names import unknown
 from dynprune.core.outcome import Outcome
@@ -43,6 +44,7 @@ __all__ = [
     "Vector",
     "cite",
     "derive_seed",
+    "functional_call",
     "generator",
     "isolated",
     "load_tensors",

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from dynprune.core import functional_call
 from dynprune.system import GradientSystem
 
 

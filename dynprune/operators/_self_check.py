@@ -7,10 +7,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from dynprune.core import NumericalWarning, generator
+from dynprune.core import NumericalWarning, functional_call, generator
 from dynprune.operators._arithmetic import Precision
 from dynprune.operators._graphs import (
     GradientGraph,

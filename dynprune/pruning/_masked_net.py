@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from dynprune.core import functional_call
 from dynprune.system import GradientSystem
 
 Rule = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 import torch
 from torch import Tensor, nn
 
-from dynprune.core import Coordinates, InvalidInputError, isolated
+from dynprune.core import Coordinates, InvalidInputError, functional_call, isolated
 from dynprune.system._arguments import (
     check_arguments,
     own_masks,
@@ -328,7 +328,7 @@ class GradientSystem:
             The network's output, differentiable in ``parameters``.
         """
         values = {**parameters, **buffers}
-        return torch.func.functional_call(self.module, values, (x,))
+        return functional_call(self.module, values, (x,))
 
     def batch_mean(
         self,

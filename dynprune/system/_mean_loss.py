@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, final
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, functional_call
 
 LossFn = Callable[[Any, Any], Tensor]
 BatchLoss = Callable[[nn.Module, Any], Tensor]

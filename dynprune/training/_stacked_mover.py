@@ -5,8 +5,9 @@ from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
+from dynprune.core import functional_call
 from dynprune.system import GradientSystem, MeanLoss
 from dynprune.training._mover import Mover, OptimizerFactory, Schedule
 from dynprune.training._stacked_chain import Losses, Values, chain_losses
