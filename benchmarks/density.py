@@ -314,7 +314,8 @@ def main(arguments: list[str] | None = None) -> None:
         Table(title="Traces", rows=sums),
         Table(title="Functions of the Hessian", rows=more),
     ]
-    parts = ("python benchmarks/density.py", "--quick" * quick, given.target)
+    how = "--cpu-time" * given.cpu_time
+    parts = ("python benchmarks/density.py", "--quick" * quick, given.target, how)
     write(
         given.target,
         tables,

@@ -438,6 +438,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "python benchmarks/eigenpairs.py",
                 "--quick" * quick,
                 str(given.target or ""),
+                "--cpu-time" * given.cpu_time,
             )
             if part
         ),

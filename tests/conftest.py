@@ -28,6 +28,13 @@ def _globals() -> tuple[object, ...]:
     )
 
 
+def pytest_collection_modifyitems(items):
+    """Refuse names of tests that differ between processes."""
+    moving = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if moving:
+        raise pytest.UsageError(f"addresses in the names of tests: {moving[:3]}")
+
+
 @pytest.fixture
 def untouched():
     """Call it for a context that fails if a global generator or setting moved."""

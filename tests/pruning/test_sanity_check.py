@@ -233,6 +233,10 @@ def test_the_result_is_framed_and_drawn() -> None:
     assert repr(found) == "SanityCheck(uses_mask=True, seeds=3, measure='loss')"
 
 
+def another_shape(_: int) -> nn.Module:
+    return nn.Linear(3, 1)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -242,13 +246,13 @@ def test_the_result_is_framed_and_drawn() -> None:
         ({"make_model": None}, "held_out only"),
         ({"held_out": None, "make_model": None}, "no problem only"),
         ({"problem": "digits"}, "problem and held_out, make_model"),
-        ({"make_model": lambda _: nn.Linear(3, 1)}, "of another shape"),
+        ({"make_model": another_shape}, "of another shape"),
         ({"scores": {"weight": torch.zeros(1, 2)}}, "shape"),
         ({"confidence": 1.0}, "confidence is 1.0"),
         ({"margin": -0.1}, "margin is -0.1"),
         ({"scores": [{}] * 3}, "3 scores and 5 seeds"),
     ],
-    ids=str,
+    ids=lambda value: str(value).split(" at 0x")[0],
 )
 def test_what_cannot_be_checked_is_refused(
     settings: dict[str, Any], message: str

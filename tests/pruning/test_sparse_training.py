@@ -434,7 +434,7 @@ SOON = {"update_every": 3}
         (gradual_magnitude, SOON | {"scope": "node"}, "scope is 'node'"),
         (gradual_magnitude, SOON | {"density": 1.2}, r"density of 1\.2"),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: getattr(value, "__name__", str(value)[:40]),
 )
 def test_bad_knobs_are_refused(method, knobs, says):
     _, system = problem()
