@@ -37,7 +37,7 @@ def dependence(
 
     1. at the weights themselves, on the first examples of the data;
     2. if that is zero (dead units), at positive random weights on the same mask, of
-       sum one for each output unit, with positive biases, unit norm statistics and a
+       sum one for each output unit, without biases, with unit norm statistics and a
        positive random input, where rectifiers let everything pass and no signal grows
        or dies with depth;
     3. if that is zero, likewise without a mask: only if the dense network passes does
@@ -147,6 +147,8 @@ def _make_positive_(
             full = _positive_like(part, name) * masks[name].to(part.device)
             total = full.sum(tuple(range(1, full.ndim)), keepdim=True)
             values[name] = full / total.clamp_min(0.5)
+        elif name.endswith("bias"):
+            values[name] = torch.zeros_like(part)
         elif part.ndim <= 1:
             values[name] = part.abs().masked_fill(part == 0, 1.0)
         else:
