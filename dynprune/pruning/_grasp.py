@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from dynprune.core import Cost, isolated
+from dynprune.operators import twice_differentiable
 from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._from_scores import from_scores, record
 from dynprune.pruning._scored_net import Mode, ScoredNet, add_
@@ -60,7 +61,11 @@ def grasp_scores(
     net = ScoredNet(system, mode=mode, temperature=temperature)
     slopes = net.gradient(seed=seed)
     total = [torch.zeros_like(part) for part in net.weights]
-    with isolated(seed), torch.enable_grad():
+    with (
+        isolated(seed),
+        torch.enable_grad(),
+        twice_differentiable(substitute=False),
+    ):
         for share, batch in net.shares(seed=seed):
             own = net.derivatives(net.loss(batch), keep_graph=True)
             along = sum(

@@ -324,7 +324,7 @@ def test_layers_that_cannot_reach_their_density_are_named():
         InvalidInputError, match=r"12 of 15 weights of 2.weight, but only 10"
     ):
         random(system, density=0.8, scope="layer")
-    with pytest.raises(InvalidInputError, match="of 2.weight, but only 10 survive"):
+    with pytest.raises(InvalidInputError, match=r"of 2.weight, but only 10 survive"):
         random(system, layer_densities={"0.weight": 0.1, "2.weight": 0.9})
     with pytest.raises(InvalidInputError, match=r"density of '2.weight' is 1\.5"):
         random(dense, layer_densities={"0.weight": 0.1, "2.weight": 1.5})
