@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from dynprune.core import InvalidInputError, unknown
-from dynprune.pruning._order_statistic import kth_lowest
 
 Rule = Literal["exact", "open_lth", "lth2018", "synflow", "grasp", "force", "gem_miner"]
 Parts = Sequence[Tensor]
@@ -84,11 +83,12 @@ def keep(scores: Parts, alive: Parts, density: float, rule: Rule) -> list[Tensor
         InvalidInputError: If the rule has no such order statistic, as ``force`` where
             it keeps none and ``open_lth`` where it removes more than there are.
     """
-    size, left = _numel(scores), sum(int(part.sum()) for part in alive)
+    free = alive[0] if len(alive) == 1 else torch.cat(list(alive))
+    size, left = len(free), int(free.sum())
     p = round(1.0 - density * size / left, _DIGITS)
     match rule:
         case "exact":
-            return _exactly(scores, alive, kept_count(density, size), left)
+            cut = left + 1 - kept_count(density, size)
         case "open_lth":
             cut = math.ceil(p * left) + 1
         case "lth2018":
@@ -103,54 +103,47 @@ def keep(scores: Parts, alive: Parts, density: float, rule: Rule) -> list[Tensor
     if cut == 0:
         return [part.clone() for part in alive]
     by_all = rule in {"synflow", "grasp", "force"}
-    pool = _of_all(scores, alive) if by_all else _of_alive(scores, alive)
-    if cut > len(pool):
+    among = size if by_all else left
+    if cut > among:
         raise InvalidInputError(
             f"Rule {rule!r} at density {density} looks for the {cut}-th lowest of "
-            f"{len(pool)} scores. Pass a higher density, or rule='exact'."
+            f"{among} scores. Pass a higher density, or rule='exact'."
         )
-    level = kth_lowest(pool, cut)
+    pool = _pool(scores, free, left, by_all=by_all)
+    level = pool.kthvalue(cut + size - among).values
     above: Callable[[Tensor, Tensor], Tensor] = torch.gt
     if rule in {"grasp", "force"}:
         above = torch.ge
-    return [above(part, level) & free for part, free in zip(scores, alive, strict=True)]
-
-
-def _exactly(scores: Parts, alive: Parts, count: int, left: int) -> list[Tensor]:
-    level = kth_lowest(_of_alive(scores, alive), left - count + 1)
-    pairs = list(zip(scores, alive, strict=True))
-    masks = [(part > level) & free for part, free in pairs]
-    need = count - sum(int(mask.sum()) for mask in masks)
-    for mask, (part, free) in zip(masks, pairs, strict=True):
-        if need == 0:
-            break
-        ties = (part == level) & free
-        found = int(ties.sum())
-        if found > need:
-            mask[torch.nonzero(ties).reshape(-1)[:need]] = True
-        else:
-            mask |= ties
-        need -= min(found, need)
+    masks = [above(part, level) & own for part, own in zip(scores, alive, strict=True)]
+    if rule == "exact":
+        missing = kept_count(density, size) - int((pool > level).sum())
+        _add_ties_(masks, scores, alive, level, missing)
     return masks
 
 
-def _of_alive(scores: Parts, alive: Parts) -> Tensor:
-    # one new tensor, whose order is free
-    return torch.cat([
-        part if bool(free.all()) else part[free]
-        for part, free in zip(scores, alive, strict=True)
-    ])
+def _pool(scores: Parts, free: Tensor, left: int, *, by_all: bool) -> Tensor:
+    # what is pruned lies below all others, or (for some rules) at zero or the lowest
+    if left == len(free) and len(scores) == 1:
+        return scores[0]
+    pool = torch.cat(list(scores))
+    if left < len(free):
+        gone, floor = ~free, -torch.inf
+        if by_all:
+            floor = float(pool.masked_fill_(gone, torch.inf).min().clamp_max(0.0))
+        pool.masked_fill_(gone, floor)
+    return pool
 
 
-def _of_all(scores: Parts, alive: Parts) -> Tensor:
-    lowest = [
-        part[free].min() for part, free in zip(scores, alive, strict=True) if free.any()
-    ]
-    floor = torch.stack(lowest).min().clamp_max(0.0)
-    return torch.cat([
-        torch.where(free, part, floor) for part, free in zip(scores, alive, strict=True)
-    ])
-
-
-def _numel(parts: Parts) -> int:
-    return sum(part.numel() for part in parts)
+def _add_ties_(
+    masks: Parts, scores: Parts, alive: Parts, level: Tensor, missing: int
+) -> None:
+    for mask, part, free in zip(masks, scores, alive, strict=True):
+        if missing == 0:
+            return
+        ties = (part == level) & free
+        found = int(ties.sum())
+        if found > missing:
+            mask[torch.nonzero(ties).reshape(-1)[:missing]] = True
+        else:
+            mask.logical_or_(ties)
+        missing -= min(found, missing)

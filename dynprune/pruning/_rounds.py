@@ -61,7 +61,7 @@ def in_rounds(
     shapes = {name: tuple(mask.shape) for name, mask in free.items()}
     size = sum(mask.numel() for mask in free.values())
     kept_count(density, 1)
-    check_room(list(free.values()), density, "all layers")
+    check_room([m.reshape(-1) for m in free.values()], density, "all layers")
     first = sum(int(mask.sum()) for mask in free.values()) / size
     masks = free
     for t in range(1, rounds + 1):

@@ -87,7 +87,7 @@ def select(
             or the rule is unknown.
 
     Cost:
-        One order statistic: one copy of the scores in their own dtype, and the masks.
+        One ``torch.kthvalue``, and one copy of the scores in their own dtype.
     """
     if scope not in {"global", "layer"}:
         raise InvalidInputError(f"scope is {scope!r}. Pass 'global' or 'layer'.")
@@ -162,18 +162,18 @@ def check_room(alive: Sequence[Tensor], density: float, where: str) -> None:
     """Refuse a density that what is alive cannot reach.
 
     Args:
-        alive: Boolean tensors of one pool.
+        alive: Flat boolean tensors of one pool.
         density: Kept / all weights, in (0, 1].
         where: What the pool is called.
 
     Raises:
         InvalidInputError: If more is to be kept than is alive.
     """
-    size = sum(part.numel() for part in alive)
-    count, left = kept_count(density, size), sum(int(part.sum()) for part in alive)
+    every = torch.cat(list(alive))
+    count, left = kept_count(density, len(every)), int(every.sum())
     if count > left:
         raise InvalidInputError(
-            f"Density {density} keeps {count} of {size} weights of {where}, but "
+            f"Density {density} keeps {count} of {len(every)} weights of {where}, but "
             f"only {left} survive the system's mask. Pass a lower density, or "
             "remove the mask with system.with_mask({})."
         )

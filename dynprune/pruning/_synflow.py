@@ -69,8 +69,8 @@ def synflow_scores(
         >>> system = GradientSystem(net, torch.nn.functional.mse_loss, (x, y))
         >>> synflow_scores(system.with_state(torch.tensor([3.0, -1.0])))
         {'weight': tensor([[3., 1.]], dtype=torch.float64)}
-    """  # noqa: DOC502 - raised by _flow
-    flow = _flow(system, activations=activations, example=example)
+    """  # noqa: DOC502 - raised by flow_of
+    flow = flow_of(system, activations=activations, example=example)
     return flow(survivors(system) if masks is None else masks)
 
 
@@ -132,16 +132,17 @@ def synflow(
     if rounds < 1:
         raise InvalidInputError(f"{rounds} rounds were asked for. Pass at least 1.")
     alive = survivors(system)
-    flow = _flow(system, activations=activations, example=example)
+    flow = flow_of(system, activations=activations, example=example)
     size = sum(mask.numel() for mask in alive.values())
-    first = sum(int(mask.sum()) for mask in alive.values()) / max(size, 1)
+    left = sum(int(mask.sum()) for mask in alive.values())
+    first = left / max(size, 1)
     kept_count(density, max(size, 1))
     scores = flow(alive)
     idle = _idle(scores, system)
     for r in range(1, rounds):
         d = first * (density / first) ** (r / rounds)
-        if kept_count(d, size) < sum(int(mask.sum()) for mask in alive.values()):
-            alive = select(scores, alive, density=d)
+        if kept_count(d, size) < left:
+            alive, left = select(scores, alive, density=d), kept_count(d, size)
         scores = flow(alive)
     ranked = {
         # what earlier rounds pruned comes after every survivor
@@ -162,11 +163,12 @@ def synflow(
         ),
         cost=Cost(gradients=(rounds + 1) / system.examples),
     )
-    left = sum(float(part.sum()) for part in flow(dict(ticket.mask_items)).values())
-    if idle or left == 0.0:
+    flows = flow(dict(ticket.mask_items)).values()
+    passing = sum(float(part.sum()) for part in flows)
+    if idle or passing == 0.0:
         warnings.warn(
             f"At the start no synaptic flow passed {idle} non-zero weights, at the end "
-            f"the scores sum to {left:g}: with zero scores the flat index decides. "
+            f"the scores sum to {passing:g}: with zero scores the flat index decides. "
             "Raise the density if the network came apart, or pass "
             "activations='linear' if it saturates.",
             NumericalWarning,
@@ -175,9 +177,22 @@ def synflow(
     return ticket
 
 
-def _flow(
+def flow_of(
     system: GradientSystem, *, activations: Activations, example: Tensor | None
 ) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """Return what scores a private copy of the network under masks.
+
+    Args:
+        system: The system.
+        activations: See :func:`synflow`.
+        example: See :func:`synflow`.
+
+    Returns:
+        ``masks -> scores``; the copy is made once.
+
+    Raises:
+        InvalidInputError: As :func:`synflow_scores`.
+    """
     if activations not in {"as is", "linear"}:
         raise InvalidInputError(
             f"activations is {activations!r}. Pass 'as is' or 'linear'."
