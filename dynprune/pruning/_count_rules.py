@@ -84,7 +84,7 @@ def keep(scores: Parts, alive: Parts, density: float, rule: Rule) -> list[Tensor
             it keeps none and ``open_lth`` where it removes more than there are.
     """
     free = alive[0] if len(alive) == 1 else torch.cat(list(alive))
-    size, left = len(free), int(free.sum())
+    size, left = len(free), int(free.count_nonzero())
     p = round(1.0 - density * size / left, _DIGITS)
     match rule:
         case "exact":
@@ -116,7 +116,7 @@ def keep(scores: Parts, alive: Parts, density: float, rule: Rule) -> list[Tensor
         above = torch.ge
     masks = [above(part, level) & own for part, own in zip(scores, alive, strict=True)]
     if rule == "exact":
-        missing = kept_count(density, size) - int((pool > level).sum())
+        missing = kept_count(density, size) - int((pool > level).count_nonzero())
         _add_ties_(masks, scores, alive, level, missing)
     return masks
 
@@ -141,7 +141,7 @@ def _add_ties_(
         if missing == 0:
             return
         ties = (part == level) & free
-        found = int(ties.sum())
+        found = int(ties.count_nonzero())
         if found > missing:
             mask[torch.nonzero(ties).reshape(-1)[:missing]] = True
         else:

@@ -62,7 +62,7 @@ def in_rounds(
     size = sum(mask.numel() for mask in free.values())
     kept_count(density, 1)
     check_room([m.reshape(-1) for m in free.values()], density, "all layers")
-    first = sum(int(mask.sum()) for mask in free.values()) / size
+    first = sum(int(mask.count_nonzero()) for mask in free.values()) / size
     masks = free
     for t in range(1, rounds + 1):
         scores = score(t, masks)

@@ -135,7 +135,7 @@ def check_choice(
     for names in pools:
         d = density[names[0]] if isinstance(density, Mapping) else density
         size = sum(alive[name].numel() for name in names)
-        left = sum(int(alive[name].sum()) for name in names)
+        left = sum(int(alive[name].count_nonzero()) for name in names)
         if kept_count(d, size) == left:
             continue
         ends = [_ends(scores[name], alive[name]) for name in names if alive[name].any()]
@@ -170,7 +170,7 @@ def check_room(alive: Sequence[Tensor], density: float, where: str) -> None:
         InvalidInputError: If more is to be kept than is alive.
     """
     every = torch.cat(list(alive))
-    count, left = kept_count(density, len(every)), int(every.sum())
+    count, left = kept_count(density, len(every)), int(every.count_nonzero())
     if count > left:
         raise InvalidInputError(
             f"Density {density} keeps {count} of {len(every)} weights of {where}, but "

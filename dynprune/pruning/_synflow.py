@@ -134,7 +134,7 @@ def synflow(
     alive = survivors(system)
     flow = flow_of(system, activations=activations, example=example)
     size = sum(mask.numel() for mask in alive.values())
-    left = sum(int(mask.sum()) for mask in alive.values())
+    left = sum(int(mask.count_nonzero()) for mask in alive.values())
     first = left / max(size, 1)
     kept_count(density, max(size, 1))
     scores = flow(alive)
