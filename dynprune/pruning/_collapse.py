@@ -29,7 +29,7 @@ def check_collapse(
         density: What was asked for; for messages.
         collapse: ``"error"``: a warning for empty layers, an error if the output no
             longer depends on the input; ``"warn"``: a warning for either;
-            ``"ignore"``: no test.
+            ``"ignore"``: no test. Nor is one made where nothing is pruned.
 
     Returns:
         What was found, for the provenance: ``dependence``, ``empty_layers`` and
@@ -48,7 +48,7 @@ def check_collapse(
         raise InvalidInputError(
             f"collapse is {collapse!r}. Pass 'error', 'warn' or 'ignore'."
         )
-    if collapse == "ignore":
+    if collapse == "ignore" or all(bool(mask.all()) for mask in masks.values()):
         return {"dependence": "not tested"}
     empty = {name: mask.numel() for name, mask in masks.items() if not mask.any()}
     found, spent = dependence(system, masks)

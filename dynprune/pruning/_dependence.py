@@ -50,8 +50,9 @@ def dependence(
     targets by keyword excepted), since only ``batch_loss`` knows the output. Integer
     inputs (token ids) count where they enter an ``nn.Embedding``: its output is
     then what is differentiated by. Untestable are integer inputs that enter another
-    way, a ``batch_loss`` that never calls the network itself, and systems over several
-    ranks, whose parts of the data differ.
+    way, a ``batch_loss`` that never calls the network itself, a network that refuses
+    inputs with a derivative (``x.numpy()``), and systems over several ranks, whose
+    parts of the data differ.
 
     Args:
         system: The system; left as it is.
@@ -95,6 +96,24 @@ def _passes(
     values, buffers = _masked(system, masks), dict(system.raw_buffers)
     if positive:
         _make_positive_(values, buffers, system, masks)
+    try:
+        return _slope(system, values, buffers, batch, positive=positive)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        # the same call worked without a derivative by the input, at the door: there
+        # is none, e.g. as the input leaves torch on its way
+        return False
+
+
+def _slope(
+    system: GradientSystem,
+    values: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    batch: Any,
+    *,
+    positive: bool,
+) -> bool:
     with (
         isolated(0),
         torch.enable_grad(),

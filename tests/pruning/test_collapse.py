@@ -4,6 +4,7 @@ import copy
 import itertools
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -244,6 +245,22 @@ def test_token_ids_count_where_they_are_embedded(through):
         by_masks(system, masks)
 
 
+class Leaves(nn.Module):
+    """Its input leaves torch on the way, which a tensor with a derivative cannot."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.head = nn.Linear(4, 3).double()
+
+    def forward(self, x):
+        return self.head(torch.from_numpy(np.tanh(x.numpy())))
+
+
+def test_nothing_pruned_is_not_tested():
+    ticket = random(system_of(small_net(widths=(4, 5, 3)), 4, 3), density=1.0)
+    assert finding(ticket) == {"dependence": "not tested"}
+
+
 def test_what_has_no_derivative_is_let_pass():
     class Frozen(nn.Module):
         def __init__(self):
@@ -255,6 +272,8 @@ def test_what_has_no_derivative_is_let_pass():
 
     found = finding(random(system_of(Frozen(), 4, 3), density=0.5))
     assert found["dependence"] == "untestable"
+    leaves = system_of(Leaves(), 4, 3)
+    assert finding(random(leaves, density=0.5))["dependence"] == "untestable"
     hot = nn.Sequential(Tokens()).double()
     hot[0].forward = lambda ids: hot[0].head(nn.functional.one_hot(ids, 4).double())
     ids, labels = torch.arange(6) % 4, torch.arange(6) % 3
