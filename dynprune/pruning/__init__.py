@@ -5,6 +5,13 @@ from dynprune.pruning._baselines import (
     Baseline,
     Pruner,
 )
+from dynprune.pruning._collapse import (
+    Collapse,
+)
+from dynprune.pruning._count_rules import (
+    Rule,
+    kept_count,
+)
 from dynprune.pruning._densities import (
     densities_by_factor,
     densities_by_share,
@@ -18,6 +25,14 @@ from dynprune.pruning._early_bird_results import (
 )
 from dynprune.pruning._edge_popup import (
     edge_popup,
+)
+from dynprune.pruning._erk import (
+    erk,
+    erk_densities,
+)
+from dynprune.pruning._force import (
+    force,
+    force_scores,
 )
 from dynprune.pruning._from_scores import (
     from_scores,
@@ -39,6 +54,13 @@ from dynprune.pruning._imp import (
 from dynprune.pruning._imp_results import (
     IMPLevel,
     IMPRun,
+)
+from dynprune.pruning._iterative_snip import (
+    iterative_snip,
+)
+from dynprune.pruning._lamp import (
+    lamp,
+    lamp_scores,
 )
 from dynprune.pruning._magnitude import (
     magnitude,
@@ -66,9 +88,6 @@ from dynprune.pruning._sanity_check import (
 from dynprune.pruning._sanity_check_results import (
     SanityCheck,
 )
-from dynprune.pruning._select import (
-    kept_count,
-)
 from dynprune.pruning._snip import (
     snip,
     snip_scores,
@@ -91,11 +110,13 @@ from dynprune.pruning._synflow import (
 __all__ = [
     "BASELINES",
     "Baseline",
+    "Collapse",
     "EarlyBird",
     "IMPLevel",
     "IMPRun",
     "MaskUpdate",
     "Pruner",
+    "Rule",
     "SanityCheck",
     "SparseTraining",
     "cubic_densities",
@@ -104,13 +125,20 @@ __all__ = [
     "densities_by_target",
     "early_bird",
     "edge_popup",
+    "erk",
+    "erk_densities",
+    "force",
+    "force_scores",
     "from_scores",
     "gem_miner",
     "gradual_magnitude",
     "grasp",
     "grasp_scores",
     "imp",
+    "iterative_snip",
     "kept_count",
+    "lamp",
+    "lamp_scores",
     "magnitude",
     "magnitude_scores",
     "obd",

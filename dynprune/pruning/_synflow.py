@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.core import Cost, InvalidInputError, NumericalWarning
+from dynprune.pruning._collapse import Collapse
+from dynprune.pruning._count_rules import kept_count
 from dynprune.pruning._from_scores import from_scores, record, survivors
-from dynprune.pruning._select import check_scores, kept_count, select
+from dynprune.pruning._select import check_scores, select
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 
@@ -67,8 +69,8 @@ def synflow_scores(
         >>> system = GradientSystem(net, torch.nn.functional.mse_loss, (x, y))
         >>> synflow_scores(system.with_state(torch.tensor([3.0, -1.0])))
         {'weight': tensor([[3., 1.]], dtype=torch.float64)}
-    """  # noqa: DOC502 - raised by _flow
-    flow = _flow(system, activations=activations, example=example)
+    """  # noqa: DOC502 - raised by flow_of
+    flow = flow_of(system, activations=activations, example=example)
     return flow(survivors(system) if masks is None else masks)
 
 
@@ -79,6 +81,7 @@ def synflow(
     rounds: int = 100,
     activations: Activations = "as is",
     example: Tensor | None = None,
+    collapse: Collapse = "error",
     seed: int = 0,
 ) -> Ticket:
     r"""Keep the weights that carry the most synaptic flow, in many small rounds.
@@ -105,6 +108,7 @@ def synflow(
         activations: ``"as is"`` or ``"linear"``.
         example: One example with its batch dimension, shape ``(1, …)``; only its shape
             counts. Taken from the first batch by default.
+        collapse: What to do about one; see :func:`from_scores`.
         seed: Without effect; recorded.
 
     Returns:
@@ -128,16 +132,17 @@ def synflow(
     if rounds < 1:
         raise InvalidInputError(f"{rounds} rounds were asked for. Pass at least 1.")
     alive = survivors(system)
-    flow = _flow(system, activations=activations, example=example)
+    flow = flow_of(system, activations=activations, example=example)
     size = sum(mask.numel() for mask in alive.values())
-    first = sum(int(mask.sum()) for mask in alive.values()) / max(size, 1)
+    left = sum(int(mask.count_nonzero()) for mask in alive.values())
+    first = left / max(size, 1)
     kept_count(density, max(size, 1))
     scores = flow(alive)
     idle = _idle(scores, system)
     for r in range(1, rounds):
         d = first * (density / first) ** (r / rounds)
-        if kept_count(d, size) < sum(int(mask.sum()) for mask in alive.values()):
-            alive = select(scores, alive, density=d)
+        if kept_count(d, size) < left:
+            alive, left = select(scores, alive, density=d), kept_count(d, size)
         scores = flow(alive)
     ranked = {
         # what earlier rounds pruned comes after every survivor
@@ -148,6 +153,7 @@ def synflow(
         system,
         ranked,
         density=density,
+        collapse=collapse,
         provenance=record(
             system,
             "pruning.synflow",
@@ -157,11 +163,12 @@ def synflow(
         ),
         cost=Cost(gradients=(rounds + 1) / system.examples),
     )
-    left = sum(float(part.sum()) for part in flow(dict(ticket.mask_items)).values())
-    if idle or left == 0.0:
+    flows = flow(dict(ticket.mask_items)).values()
+    passing = sum(float(part.sum()) for part in flows)
+    if idle or passing == 0.0:
         warnings.warn(
             f"At the start no synaptic flow passed {idle} non-zero weights, at the end "
-            f"the scores sum to {left:g}: with zero scores the flat index decides. "
+            f"the scores sum to {passing:g}: with zero scores the flat index decides. "
             "Raise the density if the network came apart, or pass "
             "activations='linear' if it saturates.",
             NumericalWarning,
@@ -170,9 +177,22 @@ def synflow(
     return ticket
 
 
-def _flow(
+def flow_of(
     system: GradientSystem, *, activations: Activations, example: Tensor | None
 ) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """Return what scores a private copy of the network under masks.
+
+    Args:
+        system: The system.
+        activations: See :func:`synflow`.
+        example: See :func:`synflow`.
+
+    Returns:
+        ``masks -> scores``; the copy is made once.
+
+    Raises:
+        InvalidInputError: As :func:`synflow_scores`.
+    """
     if activations not in {"as is", "linear"}:
         raise InvalidInputError(
             f"activations is {activations!r}. Pass 'as is' or 'linear'."

@@ -37,6 +37,8 @@ def benchmarks(monkeypatch):
         ("eigenpairs.py", ()),
         ("density.py", ()),
         ("stacked_training.py", None),
+        ("scoring_cost.py", None),
+        ("topk.py", None),
     ],
     ids=[
         "hvp_cost",
@@ -44,6 +46,8 @@ def benchmarks(monkeypatch):
         "eigenpairs",
         "density",
         "stacked_training",
+        "scoring_cost",
+        "topk",
     ],
 )
 def test_each_script_writes_its_tables(
@@ -51,7 +55,7 @@ def test_each_script_writes_its_tables(
 ):
     target = tmp_path / "found.json"
     command = [script, str(target), "--quick"]
-    if options is not None:  # it has rivals
+    if options is not None:  # None has no rivals
         command += ["--rivals", "PyHessian", *options]
     monkeypatch.setattr(sys, "argv", command)
     runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
