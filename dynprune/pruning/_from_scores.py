@@ -9,6 +9,7 @@ from torch import Tensor
 from dynprune.core import Cost, InvalidInputError, Provenance
 from dynprune.pruning._collapse import Collapse, check_collapse
 from dynprune.pruning._count_rules import Rule, check_rule
+from dynprune.pruning._prunable import check_each
 from dynprune.pruning._select import Density, Scope, check_choice, check_scores, select
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -139,14 +140,7 @@ def _density(
     if layer_densities is None:
         assert density is not None
         return density
-    missing = [name for name in alive if name not in layer_densities]
-    extra = [name for name in layer_densities if name not in alive]
-    if missing or extra:
-        raise InvalidInputError(
-            f"Layer densities are missing for {missing or 'none'} and too much for "
-            f"{extra or 'none'}. Pass one for each of system.prunable: "
-            f"{', '.join(alive)}."
-        )
+    check_each("Layer densities", layer_densities, alive)
     for name in alive:
         if not 0.0 < layer_densities[name] <= 1.0:
             raise InvalidInputError(

@@ -6,7 +6,13 @@ from torch import Tensor
 
 from dynprune.core import InvalidInputError
 from dynprune.pruning._from_scores import survivors
-from dynprune.pruning._select import Scope, check_scores, kept_count, select
+from dynprune.pruning._select import (
+    Scope,
+    check_scope,
+    check_scores,
+    kept_count,
+    select,
+)
 from dynprune.pruning._sparse_training import (
     Masks,
     SparseTraining,
@@ -133,7 +139,7 @@ def gradual_magnitude(
     wanted = cubic_densities(
         density, updates=len(steps) - 1, start_density=start_density
     )
-    _check_scope(scope)
+    check_scope(scope)
     due = dict(zip(steps, wanted, strict=True))
     masks = Masks(survivors(system))
 
@@ -186,8 +192,3 @@ def _update_steps(total: int, start: int, every: int, updates: int | None) -> li
             "updates, or train longer."
         )
     return [start + i * every for i in range(updates + 1)]
-
-
-def _check_scope(scope: str) -> None:
-    if scope not in {"global", "layer"}:
-        raise InvalidInputError(f"scope is {scope!r}. Pass 'global' or 'layer'.")

@@ -12,6 +12,7 @@ from dynprune.pruning._from_scores import full_state, record, survivors
 from dynprune.pruning._imp_results import IMPLevel, IMPRun
 from dynprune.pruning._magnitude import magnitude_scores
 from dynprune.pruning._pools import Groups, IMPScope, Pools
+from dynprune.pruning._prunable import check_unmasked
 from dynprune.pruning._select import check_scores, kept_count
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -243,14 +244,4 @@ def _check(
             )
     if rewind_step < 0:
         raise InvalidInputError(f"rewind_step is {rewind_step}. Pass 0 or more.")
-    if not system.prunable:
-        raise InvalidInputError(
-            "The system has no prunable weight (no trainable Linear or Conv layer "
-            "among its parameters). Pass a model that has one, or select others."
-        )
-    pruned = sum(int((~mask).sum()) for mask in survivors(system).values())
-    if pruned:
-        raise InvalidInputError(
-            f"{pruned} weights of the system are already pruned, and level 0 is the "
-            "dense network. Pass system.with_mask({})."
-        )
+    check_unmasked(system, "level 0 is the dense network")

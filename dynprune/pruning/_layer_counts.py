@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dynprune.core import InvalidInputError, derive_seed, generator, unknown
+from dynprune.pruning._erk import erk_densities
 from dynprune.pruning._select import kept_count
 from dynprune.system import GradientSystem
 
@@ -19,10 +20,9 @@ def layer_counts(
     r"""Return how many weights each layer keeps, K of all N together.
 
     K is :math:`\max(1, \lfloor d N + \tfrac{1}{2} \rfloor)`. ``"uniform"``
-    gives every layer the density d, ``"erk"``
-    :math:`\varepsilon p_l` with :math:`p_l = \sum \text{shape} / \prod \text{shape}`,
-    ε solved so that the total is right and layers above 1 made dense. What remains
-    after rounding down goes to the layers of largest remainder.
+    gives every layer the density d, ``"erk"`` that of
+    :func:`dynprune.pruning.erk_densities`. What remains after rounding down goes to the
+    layers of largest remainder.
 
     Args:
         system: The system; only the shapes count.
@@ -38,9 +38,8 @@ def layer_counts(
     """  # noqa: DOC501 - unknown() makes it
     if layers not in get_args(LayerDensities):
         raise unknown("layers", layers, get_args(LayerDensities))
-    all_shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
-    shapes = {name: all_shapes[name] for name in system.prunable}
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
+    sizes = {name: math.prod(shapes[name]) for name in system.prunable}
     total = kept_count(density, sum(sizes.values()))
     if total < len(sizes):
         raise InvalidInputError(
@@ -50,7 +49,7 @@ def layer_counts(
     if layers == "uniform":
         densities = dict.fromkeys(sizes, density)
     else:
-        densities = _erk(shapes, sizes, density)
+        densities = erk_densities(system, density=density)
     wanted = {name: densities[name] * size for name, size in sizes.items()}
     counts = {
         name: min(sizes[name], max(1, math.floor(value + 1e-9)))
@@ -85,19 +84,3 @@ def random_masks(
         mask[torch.randperm(len(mask), generator=draw)[:count]] = True
         found[name] = mask.view(shapes[name])
     return found
-
-
-def _erk(
-    shapes: dict[str, tuple[int, ...]], sizes: dict[str, int], density: float
-) -> dict[str, float]:
-    raw = {name: sum(shape) / math.prod(shape) for name, shape in shapes.items()}
-    dense: set[str] = set()
-    while True:
-        rest = [name for name in sizes if name not in dense]
-        asked = density * sum(sizes[name] for name in rest)
-        asked -= (1.0 - density) * sum(sizes[name] for name in dense)
-        scale = asked / sum(raw[name] * sizes[name] for name in rest) if rest else 0.0
-        over = [name for name in rest if scale * raw[name] > 1.0]
-        if not over:
-            return {n: 1.0 if n in dense else scale * raw[n] for n in sizes}
-        dense.add(max(over, key=lambda name: raw[name]))

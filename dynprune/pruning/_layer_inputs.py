@@ -1,6 +1,5 @@
 """Second moments of what enters the layers of a network, collected by hooks."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,25 +12,6 @@ from dynprune.pruning._layer_matrices import Layer, Source, evaluate_batch
 from dynprune.system import GradientSystem
 
 Seen = Callable[[Layer, Source, tuple[Any, ...], dict[str, Any]], None]
-
-
-def private_copy(system: GradientSystem) -> nn.Module:
-    """Return a copy of the network at the system's state, in eval mode.
-
-    Args:
-        system: The system.
-
-    Returns:
-        The copy; pruned weights are zero.
-    """
-    net = copy.deepcopy(system.module).eval()
-    own: dict[str, Tensor] = dict(net.named_parameters())
-    with torch.no_grad():
-        for name, value in system.unflatten(system.state).items():
-            own[name].copy_(value)
-        for name, part in net.named_buffers():
-            part.copy_(system.raw_buffers[name])
-    return net
 
 
 def in_call_order(

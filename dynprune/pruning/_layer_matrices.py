@@ -1,7 +1,6 @@
 """Layers as matrices: how a weight is laid out, and the rows it is multiplied with."""
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.core import InvalidInputError
-from dynprune.system import GradientSystem
+from dynprune.system import GradientSystem, is_conv1d
 
 Layout = Literal["rows", "columns", "transposed"]
 Role = Literal["vectors", "patches", "stacked", "query", "key", "value", "heads"]
@@ -175,7 +174,7 @@ def layers_of(net: nn.Module, names: Sequence[str]) -> list[Layer]:
         seen = [
             (Source(module=module, role=role), groups, layout)
             for module in net.modules()
-            for weight, role, groups, layout in _weights(module)
+            for weight, role, groups, layout in applied(module)
             if weight is own[name]
         ]
         kinds = {(groups, layout) for _, groups, layout in seen}
@@ -193,6 +192,21 @@ def layers_of(net: nn.Module, names: Sequence[str]) -> list[Layer]:
     return found
 
 
+def inputs_per_output(weight: Tensor, groups: int, layout: Layout) -> int:
+    """Return the number of columns that :meth:`Layer.matrix` makes of a weight.
+
+    Args:
+        weight: Of the parameter's shape.
+        groups: Equal blocks of its rows.
+        layout: How it is laid out.
+
+    Returns:
+        How many inputs one output sums over.
+    """
+    outputs = weight.shape[0 if layout == "rows" else 1]
+    return weight.numel() // (outputs * (groups if layout == "transposed" else 1))
+
+
 def evaluate_batch(net: nn.Module, system: GradientSystem, batch: Any) -> None:
     """Run a batch through a network, as the system would.
 
@@ -207,7 +221,16 @@ def evaluate_batch(net: nn.Module, system: GradientSystem, batch: Any) -> None:
         net(batch[0])
 
 
-def _weights(module: nn.Module) -> Iterator[tuple[Tensor, Role, int, Layout]]:
+def applied(module: nn.Module) -> Iterator[tuple[Tensor, Role, int, Layout]]:
+    """Iterate over the weights that a module applies as matrices.
+
+    Args:
+        module: Any module; of an attention layer, its output projection counts, too,
+            which it applies without calling it.
+
+    Yields:
+        The weight, what it is multiplied with, its groups, and how it is laid out.
+    """
     own = dict(module.named_parameters(recurse=False))
     if isinstance(module, nn.MultiheadAttention):
         for name, role in _ATTENTION.items():
@@ -224,7 +247,7 @@ def _weights(module: nn.Module) -> Iterator[tuple[Tensor, Role, int, Layout]]:
         yield own["weight"], "patches", module.groups, "transposed"
     elif isinstance(module, nn.modules.conv._ConvNd):
         yield own["weight"], "patches", module.groups, "rows"
-    elif _is_conv1d(module):
+    elif is_conv1d(module):
         yield own["weight"], "vectors", 1, "columns"
 
 
@@ -267,9 +290,3 @@ def _transposed_padding(conv: nn.modules.conv._ConvNd) -> list[int]:
         left -= int(conv.padding[axis])
         found += [left, left + conv.output_padding[axis]]
     return found
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    # who has such a layer has imported it; others need not have transformers
-    kind = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
-    return isinstance(kind, type) and isinstance(module, kind)

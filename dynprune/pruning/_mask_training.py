@@ -1,6 +1,5 @@
 """Train the scores of a mask; the weights behind it stay as they are."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, final
@@ -12,9 +11,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dynprune.core import Cost, InvalidInputError
 from dynprune.pruning._from_scores import full_state, survivors
-from dynprune.pruning._masked_net import MaskedNet, PlainLoss, Rule
+from dynprune.pruning._masked_net import MaskedNet, Rule
+from dynprune.pruning._private_copy import private_copy
 from dynprune.pruning._signed_weights import plain_values, signed_weights
-from dynprune.system import GradientSystem, is_resident
+from dynprune.system import GradientSystem, MeanLoss, is_resident
 from dynprune.training import (
     AbstractOrder,
     LoaderOrder,
@@ -79,17 +79,15 @@ class MaskTraining:
         self.state = full_state(system, system.state)
         self.state |= plain_values(system) if plain else {}
         self.state |= chosen or {}
-        net = copy.deepcopy(system.module)
+        net = private_copy(system)
         own: dict[str, Tensor] = dict(net.named_parameters())
         with torch.no_grad():
             for name, value in self.state.items():
                 own[name].copy_(value)
-            for name, part in net.named_buffers():
-                part.copy_(system.raw_buffers[name])
         names = list(system.prunable)
         alive = survivors(system)
         masked = MaskedNet(
-            PlainLoss(net, system),
+            MeanLoss(net, system.loss_fn, system.batch_loss),
             {name: self.state[name].detach() for name in names},
             {name: scores[name].to(self.state[name]) for name in names},
             {name: alive[name] for name in names},

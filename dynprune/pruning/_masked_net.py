@@ -6,7 +6,6 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from dynprune.core import functional_call
-from dynprune.system import GradientSystem
 
 Rule = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
 
@@ -66,37 +65,6 @@ class MaskedNet(nn.Module):
         }
         result: Tensor = functional_call(self.loss, values, (batch,))
         return result
-
-
-@final
-class PlainLoss(nn.Module):
-    """Wrap a network so that ``forward(batch)`` is a system's mean loss, without l2.
-
-    Args:
-        net: The network.
-        system: Whose loss.
-    """
-
-    def __init__(self, net: nn.Module, system: GradientSystem) -> None:
-        nn.Module.__init__(self)
-        self.net = net
-        # in a tuple, so that a loss that is a module is no part of this one
-        self._calls = (system.loss_fn, system.batch_loss)
-
-    def forward(self, batch: Any) -> Tensor:
-        """Return the mean loss of a batch.
-
-        Args:
-            batch: One of the system's data.
-
-        Returns:
-            A 0-d tensor.
-        """
-        loss_fn, batch_loss = self._calls
-        if batch_loss is not None:
-            return batch_loss(self.net, batch).reshape(())
-        assert loss_fn is not None
-        return loss_fn(self.net(batch[0]), batch[1]).reshape(())
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:

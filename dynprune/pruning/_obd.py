@@ -6,9 +6,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from dynprune.core import Cost, InvalidInputError, NumericalWarning, unknown
+from dynprune.core import Cost, NumericalWarning, unknown
 from dynprune.operators import AbstractOperator, GaussNewtonOperator, HessianOperator
 from dynprune.pruning._from_scores import from_scores, record
+from dynprune.pruning._prunable import check_prunable
 from dynprune.pruning._select import Scope, kept_count
 from dynprune.spectral import Diagonal, diagonal
 from dynprune.system import GradientSystem
@@ -195,18 +196,13 @@ def prunable_coordinates(system: GradientSystem) -> Tensor:
 
     Raises:
         InvalidInputError: If none is.
-    """
+    """  # noqa: DOC502 - raised by check_prunable
+    check_prunable(system.prunable)
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
-    found = system.flatten({
+    return system.flatten({
         name: torch.full(shape, name in system.prunable)
         for name, shape in shapes.items()
     })
-    if not bool(found.any()):
-        raise InvalidInputError(
-            "The system has no prunable weight (no trainable Linear or Conv layer "
-            "among its parameters). Pass a model that has one, or select others."
-        )
-    return found
 
 
 def _check_negative(negative: str) -> None:

@@ -1,6 +1,5 @@
 """A private copy of a network whose prunable weights are differentiated."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, final
 
@@ -9,7 +8,9 @@ from torch import Tensor
 
 from dynprune.core import InvalidInputError, isolated
 from dynprune.pruning._from_scores import survivors
-from dynprune.system import GradientSystem
+from dynprune.pruning._private_copy import private_copy
+from dynprune.pruning._prunable import check_prunable
+from dynprune.system import GradientSystem, MeanLoss
 
 Mode = Literal["eval", "train"]
 
@@ -40,19 +41,10 @@ class ScoredNet:
             raise InvalidInputError(
                 f"temperature is {temperature}. Pass a positive finite number."
             )
-        if not system.prunable:
-            raise InvalidInputError(
-                "The system has no prunable weight (no trainable Linear or Conv layer "
-                "among its parameters). Pass a model that has one, or select others."
-            )
+        check_prunable(system.prunable)
         self._system = system
-        self._net = copy.deepcopy(system.module).train(mode == "train")
-        own: dict[str, Tensor] = dict(self._net.named_parameters())
-        with torch.no_grad():
-            for name, value in system.unflatten(system.state).items():
-                own[name].copy_(value)
-            for name, part in self._net.named_buffers():
-                part.copy_(system.raw_buffers[name])
+        net = private_copy(system).train(mode == "train")
+        own: dict[str, Tensor] = dict(net.named_parameters())
         for part in own.values():
             part.requires_grad_(False)
         self.names = system.prunable
@@ -61,9 +53,10 @@ class ScoredNet:
         self._kept = [kept[name].to(system.device) for name in self.names]
         self._start: list[Tensor] = []
         if temperature != 1.0:
-            self._net.register_forward_hook(
+            net.register_forward_hook(
                 lambda _module, _inputs, output: _divided(output, temperature)
             )
+        self._mean = MeanLoss(net, system.loss_fn, system.batch_loss)
 
     def start(self) -> list[Tensor]:
         """Return the weights as they were before any :meth:`restrict_`.
@@ -107,10 +100,8 @@ class ScoredNet:
         Returns:
             A 0-d tensor, differentiable in ``weights``.
         """
-        if self._system.batch_loss is not None:
-            return self._system.batch_loss(self._net, batch).reshape(())
-        assert self._system.loss_fn is not None
-        return self._system.loss_fn(self._net(batch[0]), batch[1]).reshape(())
+        value: Tensor = self._mean(batch)
+        return value
 
     def derivatives(self, value: Tensor, *, keep_graph: bool = False) -> list[Tensor]:
         """Differentiate by the prunable weights; those of the system's mask get zero.

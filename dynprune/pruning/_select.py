@@ -13,6 +13,7 @@ from dynprune.pruning._count_rules import (
     keep,
     kept_count as kept_count,
 )
+from dynprune.pruning._prunable import check_each, check_prunable
 
 Scope = Literal["global", "layer"]
 # a density for all tensors, or one for each by name
@@ -32,19 +33,8 @@ def check_scores(
         InvalidInputError: If there is no prunable weight, a name is missing or too
             much, a shape differs, or a score is NaN or infinite.
     """
-    if not shapes:
-        raise InvalidInputError(
-            "The system has no prunable weight (no trainable Linear or Conv layer "
-            "among its parameters). Pass a model that has one, or select others."
-        )
-    missing = [name for name in shapes if name not in scores]
-    extra = [name for name in scores if name not in shapes]
-    if missing or extra:
-        raise InvalidInputError(
-            f"Scores are missing for {missing or 'none'} and too much for "
-            f"{extra or 'none'}. Pass one tensor for each of system.prunable: "
-            f"{', '.join(shapes)}."
-        )
+    check_prunable(shapes)
+    check_each("Scores", scores, shapes)
     for name, shape in shapes.items():
         if tuple(scores[name].shape) != shape:
             raise InvalidInputError(
@@ -89,8 +79,7 @@ def select(
     Cost:
         One ``torch.kthvalue``, and one copy of the scores in their own dtype.
     """
-    if scope not in {"global", "layer"}:
-        raise InvalidInputError(f"scope is {scope!r}. Pass 'global' or 'layer'.")
+    check_scope(scope)
     check_rule(rule)
     flat = dict(zip(scores, _of_one_kind(list(scores.values())), strict=True))
     free = {name: alive[name].reshape(-1).to(flat[name].device) for name in flat}
@@ -110,6 +99,19 @@ def select(
             "that tie with its threshold. Pass a higher density, or rule='exact'."
         )
     return {name: mask.view(scores[name].shape).cpu() for name, mask in masks.items()}
+
+
+def check_scope(scope: str) -> None:
+    """Refuse a scope that is not known.
+
+    Args:
+        scope: As given.
+
+    Raises:
+        InvalidInputError: If there is no such scope.
+    """
+    if scope not in {"global", "layer"}:
+        raise InvalidInputError(f"scope is {scope!r}. Pass 'global' or 'layer'.")
 
 
 def check_choice(

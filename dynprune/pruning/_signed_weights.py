@@ -1,12 +1,12 @@
 """Weights of one magnitude per layer, and the plain network around them."""
 
 import math
-import sys
 
 import torch
 from torch import Tensor, nn
 
 from dynprune.core import InvalidInputError
+from dynprune.pruning._layer_matrices import applied, inputs_per_output
 from dynprune.system import GradientSystem
 
 _NORMS = (
@@ -22,8 +22,8 @@ def fan_in(module: nn.Module) -> int:
 
     Args:
         module: A Linear layer ``(out, in)``, a convolution ``(out, in / groups, …)``
-            or ``(in, out / groups, …)`` if transposed, or Hugging Face's ``Conv1D``
-            ``(in, out)``.
+            or ``(in, out / groups, …)`` if transposed, Hugging Face's ``Conv1D``
+            ``(in, out)``, or an attention layer: of its first input projection.
 
     Returns:
         The number of inputs; for a transposed convolution in / groups times the size
@@ -36,15 +36,8 @@ def fan_in(module: nn.Module) -> int:
         >>> fan_in(nn.Conv2d(8, 4, 3, groups=2)), fan_in(nn.Linear(5, 2))
         (36, 5)
     """
-    if isinstance(module, nn.modules.conv._ConvNd):
-        inputs = module.in_channels // module.groups
-        return inputs * math.prod(module.kernel_size)
-    if isinstance(module, nn.Linear):
-        return module.in_features
-    if _is_conv1d(module):
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        return int(weight.shape[0])
+    for weight, _, groups, layout in applied(module):
+        return inputs_per_output(weight, groups, layout)
     raise InvalidInputError(
         f"The fan-in of a {type(module).__name__} is not known. Pass weights='own' to "
         "keep the system's weights."
@@ -58,15 +51,14 @@ def fans(system: GradientSystem) -> dict[str, int]:
         system: The system.
 
     Returns:
-        Name to the fan-in of the first layer that owns the weight.
+        Name to the fan-in of the first layer that applies the weight.
     """
     own: dict[str, Tensor] = dict(system.module.named_parameters())
-    layers: dict[int, nn.Module] = {}
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    for part in system.module.modules():
-        if isinstance(part, kinds) or _is_conv1d(part):
-            layers.setdefault(id(part.weight), part)
-    return {name: fan_in(layers[id(own[name])]) for name in system.prunable}
+    found: dict[int, int] = {}
+    for module in system.module.modules():
+        for weight, _, groups, layout in applied(module):
+            found.setdefault(id(weight), inputs_per_output(weight, groups, layout))
+    return {name: found[id(own[name])] for name in system.prunable}
 
 
 def signed_weights(system: GradientSystem) -> dict[str, Tensor]:
@@ -114,9 +106,3 @@ def plain_values(system: GradientSystem) -> dict[str, Tensor]:
             elif norm and name == "weight":
                 found[full] = torch.ones_like(part)
     return found
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    # without importing transformers: a model that has one has loaded it
-    library = sys.modules.get("transformers.pytorch_utils")
-    return library is not None and isinstance(module, library.Conv1D)

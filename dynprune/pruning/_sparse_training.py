@@ -7,7 +7,8 @@ from typing import Any, final
 from torch import Tensor
 
 from dynprune.core import Cost, InvalidInputError, Provenance
-from dynprune.pruning._from_scores import full_state, record, survivors
+from dynprune.pruning._from_scores import full_state, record
+from dynprune.pruning._prunable import check_unmasked
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 from dynprune.training import Move, Mover, Recipe, Run
@@ -188,17 +189,7 @@ def check_dense(system: GradientSystem, train: Recipe) -> None:
             f"train is a {type(train).__name__}. Pass a dynprune.training.Recipe: "
             "masks change between its steps."
         )
-    if not system.prunable:
-        raise InvalidInputError(
-            "The system has no prunable weight (no trainable Linear or Conv layer "
-            "among its parameters). Pass a model that has one, or select others."
-        )
-    pruned = sum(int((~mask).sum()) for mask in survivors(system).values())
-    if pruned:
-        raise InvalidInputError(
-            f"{pruned} weights of the system are already pruned. Pass "
-            "system.with_mask({}): masks are chosen here."
-        )
+    check_unmasked(system, "masks are chosen here")
 
 
 def trained_with(

@@ -8,9 +8,10 @@ from torch import Tensor
 from dynprune.core import AssumptionError, Cost, InvalidInputError, unknown
 from dynprune.pruning._drop_and_grow import highest
 from dynprune.pruning._from_scores import full_state, record, survivors
-from dynprune.pruning._layer_inputs import in_call_order, moments, private_copy
+from dynprune.pruning._layer_inputs import in_call_order, moments
 from dynprune.pruning._layer_matrices import Layer, layers_of
 from dynprune.pruning._obd import prunable_coordinates
+from dynprune.pruning._private_copy import private_copy
 from dynprune.pruning._select import kept_count
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -110,7 +111,7 @@ def sparsegpt(
                 f"{kept.numel()} weights of {name}, but only {int(kept.sum())} survive "
                 "the system's mask. Pass a lower density."
             )
-    net = private_copy(system)
+    net = private_copy(system).eval()
     layers = layers_of(net, system.prunable)
     weights = dict(net.named_parameters())
     found: dict[str, tuple[Tensor, Tensor]] = {}

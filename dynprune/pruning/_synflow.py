@@ -1,6 +1,5 @@
 """SynFlow: synaptic flow conserved over many rounds, without data."""
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from dynprune.core import Cost, InvalidInputError, NumericalWarning
 from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._count_rules import kept_count
 from dynprune.pruning._from_scores import from_scores, record, survivors
+from dynprune.pruning._private_copy import private_copy
 from dynprune.pruning._select import check_scores, select
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -225,16 +225,13 @@ def flow_of(
 
 
 def _positive(system: GradientSystem) -> nn.Module:
-    net = copy.deepcopy(system.module).double().eval()
-    own: dict[str, Tensor] = dict(net.named_parameters())
-    values = system.unflatten(system.state)
+    net = private_copy(system).double().eval()
     with torch.no_grad():
-        for name, part in own.items():
-            part.copy_(values.get(name, part).abs())
-            part.requires_grad_(name in system.prunable)
-        for name, part in net.named_buffers():
-            value = system.raw_buffers[name]
-            part.copy_(value if value.dtype == torch.bool else value.abs())
+        for name, part in net.named_parameters():
+            part.abs_().requires_grad_(name in system.prunable)
+        for value in net.buffers():
+            if value.dtype != torch.bool:
+                value.abs_()
     return net
 
 

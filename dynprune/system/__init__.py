@@ -13,6 +13,7 @@ from dynprune.system._exact import ExactSystem, Formulas
 from dynprune.system._gradient_system import GradientSystem
 from dynprune.system._linear_network import aligned_start, linear_network
 from dynprune.system._mean_loss import BatchLoss, LossFn, MeanLoss
+from dynprune.system._prunable import is_conv1d, weight_names
 from dynprune.system._quadratic import quadratic
 
 __all__ = [
@@ -27,9 +28,11 @@ __all__ = [
     "check_data",
     "deep_scalar",
     "double_well",
+    "is_conv1d",
     "is_resident",
     "length",
     "linear_network",
     "quadratic",
     "read",
+    "weight_names",
 ]

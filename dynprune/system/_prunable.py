@@ -1,9 +1,9 @@
 """Which weights of a network can be pruned: the matrices of its layers."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _IN_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -27,26 +27,47 @@ def prunable_weights(net: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
     Returns:
         Those of ``names`` that are weights, in their order.
     """
-    weights = {id(weight) for module in net.modules() for weight in _weights(module)}
+    weights = {
+        id(part)
+        for module in net.modules()
+        for name, part in module.named_parameters(recurse=False)
+        if name in weight_names(module)
+    }
     own = dict(net.named_parameters())
     return tuple(name for name in names if id(own[name]) in weights)
 
 
-def _weights(module: nn.Module) -> Iterator[Tensor]:
-    own = dict(module.named_parameters(recurse=False))
-    if isinstance(module, _LAYERS) or _is_conv1d(module):
-        wanted: tuple[str, ...] = ("weight",)
-    elif isinstance(module, nn.MultiheadAttention):
-        wanted = _IN_ATTENTION
-    else:
-        return
-    for name in wanted:
-        if name in own:
-            yield own[name]
+def weight_names(module: nn.Module) -> tuple[str, ...]:
+    """Return what a module calls its own weights that can be pruned.
+
+    The one definition of a prunable weight; :func:`prunable_weights` says which layers
+    have one.
+
+    Args:
+        module: Any module; those inside it do not count.
+
+    Returns:
+        Names of its own parameters, present or not: an attention layer has either one
+        stacked projection or three.
+
+    Example:
+        >>> weight_names(nn.Linear(2, 2)), weight_names(nn.Embedding(2, 2))
+        (('weight',), ())
+    """
+    if isinstance(module, _LAYERS) or is_conv1d(module):
+        return ("weight",)
+    return _IN_ATTENTION if isinstance(module, nn.MultiheadAttention) else ()
 
 
-def _is_conv1d(module: nn.Module) -> bool:
-    # who has such a layer has imported it; others need not have transformers
+def is_conv1d(module: nn.Module) -> bool:
+    """Return whether a module is ``transformers.pytorch_utils.Conv1D``.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Whether it is; without importing a library that only its users have.
+    """
     library = sys.modules.get("transformers.pytorch_utils")
     kind = getattr(library, "Conv1D", None)
     return isinstance(kind, type) and isinstance(module, kind)

@@ -261,7 +261,7 @@ class Ticket:
     def from_torch_prune(model: nn.Module) -> "Ticket":
         """Read a ticket from a model pruned with ``torch.nn.utils.prune``.
 
-        Linear and Conv weights without a mask count as kept.
+        Prunable weights (of ``system.prunable``) without a mask count as kept.
 
         Args:
             model: A model with ``*_orig`` parameters and ``*_mask`` buffers.

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from dynprune.core import InvalidInputError
+from dynprune.system import weight_names
 from dynprune.tickets._apply import check_masks
 
 _ORIGINAL, _MASK = "_orig", "_mask"
-_PRUNABLE = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 def reparametrise(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -129,8 +129,8 @@ def read(
         model: The user's model.
 
     Returns:
-        Masks of pruned tensors and of every Linear or Conv weight, the parameters
-        before masking, and the buffers that are no masks.
+        Masks of pruned tensors and of every prunable weight, the parameters before
+        masking, and the buffers that are no masks.
 
     Raises:
         InvalidInputError: If nothing of the model is pruned that way.
@@ -154,7 +154,7 @@ def read(
             state[name] = part.detach()
             if mask is not None:
                 masks[name] = mask != 0
-            elif attribute == "weight" and isinstance(module, _PRUNABLE):
+            elif attribute in weight_names(module):
                 masks[name] = torch.ones_like(part, dtype=torch.bool)
     if not found:
         raise InvalidInputError(

@@ -194,13 +194,14 @@ def test_convolutions_are_matrices_on_their_patches(kind):
 
 
 def test_convolution_s_moments_are_those_of_unfold():
-    from dynprune.pruning._layer_inputs import moments, private_copy
+    from dynprune.pruning._layer_inputs import moments
     from dynprune.pruning._layer_matrices import layers_of
+    from dynprune.pruning._private_copy import private_copy
 
     conv = nn.Conv2d(4, 6, (3, 2), padding=(1, 2), stride=2, groups=2).double()
     x = normal(5, 4, 7, 8)
     system = GradientSystem(conv, MSE, (x, torch.zeros_like(conv(x)).detach()))
-    net = private_copy(system)
+    net = private_copy(system).eval()
     (found,) = moments(net, system, layers_of(net, ["weight"]), seed=0).values()
     for group in range(2):
         own = x[:, 2 * group : 2 * group + 2]
@@ -228,13 +229,14 @@ def test_slices_of_the_rows_add_up(monkeypatch):
 def test_conv1d_of_transformers_is_a_transposed_linear_layer():
     from transformers.pytorch_utils import Conv1D
 
-    from dynprune.pruning._layer_inputs import moments, private_copy
+    from dynprune.pruning._layer_inputs import moments
     from dynprune.pruning._layer_matrices import layers_of
+    from dynprune.pruning._private_copy import private_copy
 
     net = nn.Sequential(Conv1D(4, 7), nn.ReLU(), nn.Linear(4, 2)).double()
     x = correlated(30, 7).view(6, 5, 7)
     system = GradientSystem(net, MSE, (x, torch.zeros(6, 5, 2)))
-    twin = private_copy(system)
+    twin = private_copy(system).eval()
     (own,) = layers_of(twin, ["0.weight"])
     assert own.layout == "columns"
     H = moments(twin, system, [own], seed=0)["0.weight"][0]
@@ -253,8 +255,9 @@ def test_conv1d_of_transformers_is_a_transposed_linear_layer():
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("kind", ["self", "cross", "other widths"])
 def test_projections_of_attention_see_what_they_project(kind, batch_first):
-    from dynprune.pruning._layer_inputs import in_call_order, moments, private_copy
+    from dynprune.pruning._layer_inputs import in_call_order, moments
     from dynprune.pruning._layer_matrices import layers_of
+    from dynprune.pruning._private_copy import private_copy
 
     class Attends(nn.Module):
         def __init__(self):
@@ -282,7 +285,7 @@ def test_projections_of_attention_see_what_they_project(kind, batch_first):
         for n, part in enumerate(net.parameters()):
             part.copy_(normal(*part.shape, seed=n))
     system = GradientSystem(net, MSE, (x, normal(6, 4)))
-    twin = private_copy(system)
+    twin = private_copy(system).eval()
     names = [name for name, part in net.named_parameters() if part.ndim > 1]
     layers = in_call_order(twin, system, layers_of(twin, names))
     assert [layer.name for layer in layers] == names
@@ -318,8 +321,9 @@ def test_projections_of_attention_see_what_they_project(kind, batch_first):
 
 @pytest.mark.parametrize("kind", ["shared", "tied"])
 def test_shared_and_tied_weights_see_all_their_inputs(kind):
-    from dynprune.pruning._layer_inputs import moments, private_copy
+    from dynprune.pruning._layer_inputs import moments
     from dynprune.pruning._layer_matrices import layers_of
+    from dynprune.pruning._private_copy import private_copy
 
     first, second = nn.Linear(3, 3), nn.Linear(3, 3)
     second.weight = first.weight
@@ -328,7 +332,7 @@ def test_shared_and_tied_weights_see_all_their_inputs(kind):
     x, y = classes(20, 3, 3)
     system = GradientSystem(net, CE, (x, y))
     assert system.prunable == ("0.weight",)
-    twin = private_copy(system)
+    twin = private_copy(system).eval()
     (found,) = moments(twin, system, layers_of(twin, ["0.weight"]), seed=0).values()
     X = torch.cat([x, net[:2](x)]).detach()
     assert torch.allclose(found[0], 2 / 40 * X.T @ X, rtol=1e-10)

@@ -1,0 +1,65 @@
+"""What pruners check of a system's prunable weights at the door."""
+
+from collections.abc import Collection, Iterable
+
+from dynprune.core import InvalidInputError
+from dynprune.system import GradientSystem
+
+
+def check_prunable(names: Collection[str]) -> None:
+    """Refuse a system without prunable weights.
+
+    Args:
+        names: Of its prunable weights.
+
+    Raises:
+        InvalidInputError: If there is none.
+    """
+    if not names:
+        raise InvalidInputError(
+            "The system has no prunable weight (no trainable Linear or Conv layer "
+            "among its parameters). Pass a model that has one, or select others."
+        )
+
+
+def check_unmasked(system: GradientSystem, why: str) -> None:
+    """Refuse a system without prunable weights, or with pruned ones.
+
+    Args:
+        system: The system.
+        why: What must be whole, or chosen here; for the message.
+
+    Raises:
+        InvalidInputError: If it has no prunable weight, or some are pruned.
+    """
+    check_prunable(system.prunable)
+    masks = system.masks
+    own = [masks[name] for name in system.prunable if name in masks]
+    pruned = sum(int((~mask).sum()) for mask in own)
+    if pruned:
+        raise InvalidInputError(
+            f"{pruned} weights of the system are already pruned: {why}. Pass "
+            "system.with_mask({})."
+        )
+
+
+def check_each(what: str, given: Collection[str], prunable: Iterable[str]) -> None:
+    """Refuse names that are not exactly those of the prunable weights.
+
+    Args:
+        what: What is given by name, in the plural.
+        given: The names.
+        prunable: Those of the weights.
+
+    Raises:
+        InvalidInputError: If some are missing or too much.
+    """
+    wanted = list(prunable)
+    missing = [name for name in wanted if name not in given]
+    extra = [name for name in given if name not in wanted]
+    if missing or extra:
+        raise InvalidInputError(
+            f"{what} are missing for {missing or 'none'} and too much for "
+            f"{extra or 'none'}. Pass one for each of system.prunable: "
+            f"{', '.join(wanted)}."
+        )
