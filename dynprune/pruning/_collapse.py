@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -12,6 +12,24 @@ from dynprune.pruning._select import Density
 from dynprune.system import GradientSystem
 
 Collapse = Literal["error", "warn", "ignore"]
+# of what training gave, which is a result whatever the mask has become
+CollapseInTraining = Literal["warn", "ignore"]
+
+
+def check_known(collapse: str, *, in_training: bool = False) -> None:
+    """Refuse a value of ``collapse`` that is not known.
+
+    Args:
+        collapse: As given.
+        in_training: Whether the mask comes with a training that is kept anyway.
+
+    Raises:
+        InvalidInputError: If there is no such value.
+    """
+    known = CollapseInTraining if in_training else Collapse
+    if collapse not in get_args(known):
+        options = " or ".join(repr(option) for option in get_args(known))
+        raise InvalidInputError(f"collapse is {collapse!r}. Pass {options}.")
 
 
 def check_collapse(
@@ -20,6 +38,7 @@ def check_collapse(
     *,
     density: Density,
     collapse: Collapse = "error",
+    before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Say where masks leave a layer empty, or the output without the input.
 
@@ -30,6 +49,8 @@ def check_collapse(
         collapse: ``"error"``: a warning for empty layers, an error if the output no
             longer depends on the input; ``"warn"``: a warning for either;
             ``"ignore"``: no test. Nor is one made where nothing is pruned.
+        before: What was found of the mask before this one in the same run; of the same
+            finding there is no second warning.
 
     Returns:
         What was found, for the provenance: ``dependence``, ``empty_layers`` and
@@ -44,10 +65,7 @@ def check_collapse(
     Cost:
         See :func:`dynprune.pruning._dependence.dependence`.
     """
-    if collapse not in {"error", "warn", "ignore"}:
-        raise InvalidInputError(
-            f"collapse is {collapse!r}. Pass 'error', 'warn' or 'ignore'."
-        )
+    check_known(collapse)
     if collapse == "ignore" or all(bool(mask.all()) for mask in masks.values()):
         return {"dependence": "not tested"}
     empty = {name: mask.numel() for name, mask in masks.items() if not mask.any()}
@@ -58,6 +76,9 @@ def check_collapse(
         "check_gradients": spent,
     }
     if not empty and found is not Dependence.LOST:
+        return record
+    news = ("dependence", "empty_layers")
+    if before is not None and all(before.get(key) == record[key] for key in news):
         return record
     layers = ", ".join(f"{name!r} ({size} weights)" for name, size in empty.items())
     said = f"Density {_said(density, empty)} keeps no weight of {layers or 'no layer'}"

@@ -15,6 +15,7 @@ from dynprune.core import (
     seeded_generators,
     track,
 )
+from dynprune.pruning._collapse import Collapse, check_known
 from dynprune.pruning._from_scores import from_scores, record, survivors
 from dynprune.pruning._mask_training import MaskTraining, Weights
 from dynprune.pruning._masked_net import Rule, straight_through
@@ -38,6 +39,7 @@ def edge_popup(
     mode: Literal["train", "eval"] = "train",
     data: Any = None,
     batch_size: int | None = None,
+    collapse: Collapse = "error",
     seed: int = 0,
     progress: bool = False,
 ) -> Ticket:
@@ -71,6 +73,8 @@ def edge_popup(
         mode: Of batch norm and dropout while scores are trained.
         data: What to train on if not the system's data.
         batch_size: Examples per batch of resident data, 64 by default.
+        collapse: What to do about one, of the masks at the end; see
+            :func:`from_scores`.
         seed: Of the scores, the data order and dropout.
         progress: Draw a bar.
 
@@ -78,7 +82,8 @@ def edge_popup(
         The ticket; ``losses`` of each epoch are in its provenance.
 
     Raises:
-        InvalidInputError: If an argument is wrong, or there is no prunable weight.
+        InvalidInputError: If an argument is wrong, there is no prunable weight, or
+            the output loses its input (see ``collapse``).
         ConvergenceError: If the loss or a score is not finite.
 
     Cost:
@@ -97,6 +102,7 @@ def edge_popup(
         tensor([[ True, False,  True, False]])
     """  # noqa: DOC502 - raised by the parts
     system.check_one_process("Edge-popup")
+    check_known(collapse)
     alive = survivors(system)
     check_scores(alive, {name: tuple(part.shape) for name, part in alive.items()})
     ones = {name: part.double() for name, part in alive.items()}
@@ -136,7 +142,8 @@ def edge_popup(
         "losses": training.losses,
     }
     sizes = {name: part.abs() for name, part in training.scores().items()}
-    found = from_scores(system, sizes, density=density, scope=scope)
+    found = from_scores(system, sizes, density=density, scope=scope, collapse=collapse)
+    settings["collapse"] = dict(found.provenance.settings)["collapse"]
     return Ticket.make(
         found.masks,
         training.state,

@@ -65,7 +65,9 @@ def from_scores(
             network: floating-point inputs, or the embeddings of token ids. What
             cannot be seen so (ids that enter without an ``nn.Embedding``, a network
             under ``no_grad``, several ranks) is let pass; the provenance says
-            "untestable".
+            "untestable". All pruners that return a ticket have this knob; those that
+            return trainings (``imp``, ``gradual_magnitude``, ``rigl``,
+            ``sparse_evolution``) warn at most.
         provenance: What made the scores.
         cost: What they cost.
 

@@ -18,6 +18,7 @@ from dynprune.core import (
     seeded_generators,
     track,
 )
+from dynprune.pruning._collapse import Collapse, check_collapse, check_known
 from dynprune.pruning._from_scores import record, survivors
 from dynprune.pruning._mask_training import MaskTraining, Weights
 from dynprune.pruning._masked_net import MaskedNet, straight_through
@@ -44,6 +45,7 @@ def gem_miner(
     mode: Literal["train", "eval"] = "train",
     data: Any = None,
     batch_size: int | None = None,
+    collapse: Collapse = "error",
     seed: int = 0,
     progress: bool = False,
     throw: bool = True,
@@ -89,17 +91,20 @@ def gem_miner(
         mode: Of batch norm and dropout while scores are trained.
         data: What to train on if not the system's data.
         batch_size: Examples per batch of resident data, 64 by default.
+        collapse: What to do about one, of the masks at the end; see
+            :func:`from_scores`.
         seed: Of the scores, the data order and dropout.
         progress: Draw a bar.
-        throw: Raise if a layer is empty; False warns and goes on.
+        throw: Raise if a layer is empty while scores are trained; False warns and goes
+            on, and then ``collapse="error"`` warns, too.
 
     Returns:
         The ticket; ``dict(ticket.provenance.settings)`` holds ``kept_counts`` after
         each round, ``losses`` of each epoch and ``active``, the number with p > ½.
 
     Raises:
-        InvalidInputError: If an argument is wrong, no round takes place, or there is
-            no prunable weight.
+        InvalidInputError: If an argument is wrong, no round takes place, there is
+            no prunable weight, or the output loses its input (see ``collapse``).
         ConvergenceError: If after a round or at the end a layer has no weight that is
             alive with a score above ½, or a loss is not finite.
 
@@ -124,6 +129,7 @@ def gem_miner(
         tensor([[ True, False,  True, False]])
     """
     system.check_one_process("Mining a ticket")
+    check_known(collapse)
     rounds = _rounds(density, epochs, freeze_every)
     if rule not in {"gem_miner", "exact"}:
         raise InvalidInputError(f"rule is {rule!r}. Pass 'gem_miner' or 'exact'.")
@@ -180,8 +186,13 @@ def gem_miner(
                 raise ConvergenceError(
                     f"No weight is left after epoch {e}. {_advice(penalty, threshold)}"
                 )
+    if collapse == "error" and not throw:
+        collapse = "warn"
     settings |= {
         "density": density,
+        "collapse": check_collapse(
+            system, training.alive(), density=density, collapse=collapse
+        ),
         "epochs": epochs,
         "freeze_every": freeze_every,
         "penalty": penalty,

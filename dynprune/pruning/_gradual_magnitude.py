@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from dynprune.core import InvalidInputError
+from dynprune.pruning._collapse import CollapseInTraining
 from dynprune.pruning._from_scores import survivors
 from dynprune.pruning._select import (
     Scope,
@@ -78,6 +79,7 @@ def gradual_magnitude(
     updates: int | None = None,
     scope: Scope = "global",
     record_every: int | None = None,
+    collapse: CollapseInTraining = "warn",
     seed: int = 0,
 ) -> SparseTraining:
     r"""Train, and remove the smallest weights bit by bit on the way.
@@ -103,6 +105,9 @@ def gradual_magnitude(
             three quarters of training.
         scope: ``"global"`` or ``"layer"``.
         record_every: Steps between snapshots of ``run.trajectory``, or None.
+        collapse: What to do where the last masks empty a layer or cut the output off
+            its input (see :func:`from_scores`): ``"warn"`` or ``"ignore"``. It is no
+            error: the training is a result.
         seed: Of data order and dropout.
 
     Returns:
@@ -112,6 +117,9 @@ def gradual_magnitude(
         InvalidInputError: If a density is not in (0, 1] or ``start_density`` is below
             ``density``, the updates do not fit into training, the system is masked,
             ``train`` is no Recipe or its optimiser takes a closure.
+
+    Warns:
+        NumericalWarning: See ``collapse``.
 
     Cost:
         One training.
@@ -134,7 +142,7 @@ def gradual_magnitude(
         >>> [(update.step, update.kept) for update in found.updates]
         [(2, 4), (4, 2), (6, 2)]
     """  # noqa: DOC502 - raised by the parts
-    check_dense(system, train)
+    check_dense(system, train, collapse)
     steps = _update_steps(train.steps, start_step, update_every, updates)
     wanted = cubic_densities(
         density, updates=len(steps) - 1, start_density=start_density
@@ -170,6 +178,7 @@ def gradual_magnitude(
         sources=("gmp",),
         seed=seed,
         record_every=record_every,
+        collapse=collapse,
     )
 
 

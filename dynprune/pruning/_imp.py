@@ -7,6 +7,11 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from dynprune.core import Cost, InvalidInputError, track, unknown
+from dynprune.pruning._collapse import (
+    CollapseInTraining,
+    check_collapse,
+    check_known,
+)
 from dynprune.pruning._fine_tune import at_last_rate
 from dynprune.pruning._from_scores import full_state, record, survivors
 from dynprune.pruning._imp_results import IMPLevel, IMPRun
@@ -33,6 +38,7 @@ def imp(
     groups: Groups | None = None,
     rates: Mapping[str, float] | None = None,
     fine_tune: Trainer | None = None,
+    collapse: CollapseInTraining = "warn",
     seed: int = 0,
     after_level: AfterLevel | None = None,
     progress: bool = False,
@@ -89,6 +95,10 @@ def imp(
         fine_tune: For ``"fine-tune"``: what trains levels from 1 on, called with
             ``start_step=k``. By default ``train``, a Recipe then, without its schedule,
             at the learning rate (and momentum) of its last step.
+        collapse: What to do where the mask of a level empties a layer or cuts the
+            output off its input (see :func:`from_scores`): ``"warn"``, at the first
+            such level and whenever it gets worse, or ``"ignore"``. It is no error: the
+            levels before are what was asked for, and training of this one goes on.
         seed: Of the data order, the same for all levels.
         after_level: Called with the ticket, the level and the run of each level.
         progress: Draw a bar.
@@ -103,6 +113,10 @@ def imp(
             fit the scope or the names, a rate removes all of a layer, ``fine_tune``
             is missing, not asked for or would not move, or trained weights are not
             finite.
+
+    Warns:
+        NumericalWarning: If a level keeps nothing of a layer, or no path from the
+            input to the output.
 
     Cost:
         One training of :math:`T - k` steps per density, and the first k steps once.
@@ -124,6 +138,7 @@ def imp(
         {'weight': tensor([[ True,  True, False, False]])}
     """  # noqa: DOC502 - raised by _check, Pools and check_scores
     _check(system, densities, rewind_step)
+    check_known(collapse, in_training=True)
     pools = Pools.of(system.prunable, scope, groups=groups, rates=rates)
     wanted = pools.densities(densities)
     again = _retrainer(system, train, rewind, fine_tune, rewind_step)
@@ -142,13 +157,17 @@ def imp(
     masks = survivors(system)
     origin, buffers = full_state(start, start.state), start.buffers
     tickets: list[Ticket] = []
+    looked: dict[str, Any] = {}
     levels: list[IMPLevel] = []
     for n in track(range(len(densities)), label="pruning.imp", show=progress):
         if n:
             masks = _next_masks(system, levels[-1], masks, pools, wanted[n])
             if rewind != "weights":
                 origin, buffers = levels[-1].state, levels[-1].buffers
-        one = {"density": float(densities[n]), "level": n} | how
+        looked = check_collapse(
+            start, masks, density=float(densities[n]), collapse=collapse, before=looked
+        )
+        one = {"density": float(densities[n]), "level": n, "collapse": looked} | how
         ticket = Ticket.make(
             masks,
             origin,

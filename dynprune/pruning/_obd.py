@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dynprune.core import Cost, NumericalWarning, unknown
 from dynprune.operators import AbstractOperator, GaussNewtonOperator, HessianOperator
+from dynprune.pruning._collapse import Collapse, check_known
 from dynprune.pruning._from_scores import from_scores, record
 from dynprune.pruning._prunable import check_prunable
 from dynprune.pruning._select import Scope, kept_count
@@ -132,6 +133,7 @@ def obd(
     negative: Negative = "absolute",
     matvecs: int = _MATVECS,
     scope: Scope = "global",
+    collapse: Collapse = "error",
     seed: int = 0,
 ) -> Ticket:
     r"""Keep the weights whose removal costs most, :math:`\tfrac{1}{2} h w^2`.
@@ -147,6 +149,7 @@ def obd(
         negative: What h < 0 becomes: ``"absolute"`` or ``"zero"``.
         matvecs: Products to spend at most; exact if they are as many as the weights.
         scope: ``"global"`` count, or ``"layer"``.
+        collapse: What to do about one; see :func:`from_scores`.
         seed: Of the random vectors.
 
     Returns:
@@ -162,6 +165,7 @@ def obd(
         LeCun, Denker and Solla, *Optimal Brain Damage*, NeurIPS 1989.
     """  # noqa: DOC502 - raised by the parts
     kept_count(density, 1)
+    check_known(collapse)
     _check_negative(negative)
     found = obd_diagonal(system, curvature=curvature, matvecs=matvecs, seed=seed)
     settings = {
@@ -178,6 +182,7 @@ def obd(
         _scores(system, found, negative),
         density=density,
         scope=scope,
+        collapse=collapse,
         provenance=record(
             system, "pruning.obd", seed=seed, settings=settings, sources=sources
         ),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dynprune.core import AssumptionError, Cost, InvalidInputError, unknown
 from dynprune.operators import AbstractOperator, GaussNewtonOperator, HessianOperator
+from dynprune.pruning._collapse import Collapse, check_known
 from dynprune.pruning._example_gradients import drawn, example_gradients
 from dynprune.pruning._from_scores import from_scores, full_state, record, survivors
 from dynprune.pruning._inverse_blocks import (
@@ -103,6 +104,7 @@ def obs(
     order: Order = "one-shot",
     update: Update = "joint",
     scope: Scope = "global",
+    collapse: Collapse = "error",
     seed: int = 0,
 ) -> Ticket:
     r"""Remove the weights of least cost and move the survivors to make up for them.
@@ -144,6 +146,7 @@ def obs(
         order: ``"one-shot"`` or ``"sequential"``.
         update: ``"joint"``, ``"sum"`` or ``"none"``.
         scope: ``"global"`` count, or ``"layer"``.
+        collapse: What to do about one; see :func:`from_scores`.
         seed: Of the draw of examples.
 
     Returns:
@@ -167,6 +170,7 @@ def obs(
         Surgeon*, NeurIPS 1992; Singh and Alistarh, *WoodFisher*, NeurIPS 2020.
     """  # noqa: DOC502 - raised by the parts
     kept_count(density, 1)
+    check_known(collapse)
     _check_known("update", update, get_args(Update))
     _check_known("order", order, get_args(Order))
     surgeon = _Surgeon.of(
@@ -178,13 +182,19 @@ def obs(
         seed=seed,
     )
     draft = from_scores(
-        system, surgeon.scores(order), density=density, scope=scope, cost=surgeon.cost
+        system,
+        surgeon.scores(order),
+        density=density,
+        scope=scope,
+        collapse=collapse,
+        cost=surgeon.cost,
     )
     moved, rise = surgeon.moved(dict(draft.mask_items), update)
     settings = {
         "density": density,
         "rule": "exact",
         "scope": scope,
+        "collapse": dict(draft.provenance.settings)["collapse"],
         "curvature": curvature,
         "block_size": block_size,
         "damping": damping,

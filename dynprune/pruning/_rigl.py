@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dynprune.pruning._collapse import CollapseInTraining
 from dynprune.pruning._drop_and_grow import cosine_share, drop_and_grow, exchange_steps
 from dynprune.pruning._layer_counts import LayerDensities, layer_counts, random_masks
 from dynprune.pruning._sparse_training import (
@@ -26,6 +27,7 @@ def rigl(
     drop: float = 0.3,
     stop_step: int | None = None,
     record_every: int | None = None,
+    collapse: CollapseInTraining = "warn",
     seed: int = 0,
 ) -> SparseTraining:
     r"""Train sparsely; move weights to where the gradient of the loss is largest.
@@ -54,6 +56,9 @@ def rigl(
         drop: α, in (0, 1).
         stop_step: T, no update from here on; three quarters of training by default.
         record_every: Steps between snapshots of ``run.trajectory``, or None.
+        collapse: What to do where the last masks empty a layer or cut the output off
+            its input (see :func:`from_scores`): ``"warn"`` or ``"ignore"``. It is no
+            error: the training is a result.
         seed: Of the first masks, data order and dropout.
 
     Returns:
@@ -63,6 +68,9 @@ def rigl(
         InvalidInputError: If the density is not in (0, 1] or too low for a weight in
             each layer, a knob is out of its range, no update falls into training, the
             system is masked, ``train`` is no Recipe or its optimiser takes a closure.
+
+    Warns:
+        NumericalWarning: See ``collapse``.
 
     Cost:
         One training; a dense gradient of one batch takes the place of a step at each
@@ -83,7 +91,7 @@ def rigl(
         >>> found.ticket.masks
         {'weight': tensor([[ True, False, False,  True]])}
     """  # noqa: DOC502 - raised by the parts
-    check_dense(system, train)
+    check_dense(system, train, collapse)
     end, steps = exchange_steps(
         train.steps, every=update_every, stop=stop_step, drop=drop
     )
@@ -125,4 +133,5 @@ def rigl(
         sources=("rigl",),
         seed=seed,
         record_every=record_every,
+        collapse=collapse,
     )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dynprune.core import derive_seed, generator
+from dynprune.pruning._collapse import CollapseInTraining
 from dynprune.pruning._drop_and_grow import cosine_share, drop_and_grow, exchange_steps
 from dynprune.pruning._layer_counts import LayerDensities, layer_counts, random_masks
 from dynprune.pruning._sparse_training import (
@@ -28,6 +29,7 @@ def sparse_evolution(
     drop: float = 0.3,
     stop_step: int | None = None,
     record_every: int | None = None,
+    collapse: CollapseInTraining = "warn",
     seed: int = 0,
 ) -> SparseTraining:
     r"""Train sparsely; move small weights to places drawn at random.
@@ -50,6 +52,9 @@ def sparse_evolution(
         drop: α, in (0, 1).
         stop_step: T, no update from here on; three quarters of training by default.
         record_every: Steps between snapshots of ``run.trajectory``, or None.
+        collapse: What to do where the last masks empty a layer or cut the output off
+            its input (see :func:`from_scores`): ``"warn"`` or ``"ignore"``. It is no
+            error: the training is a result.
         seed: Of the masks, data order and dropout.
 
     Returns:
@@ -57,6 +62,9 @@ def sparse_evolution(
 
     Raises:
         InvalidInputError: See :func:`rigl`.
+
+    Warns:
+        NumericalWarning: See ``collapse``.
 
     Cost:
         One training.
@@ -75,7 +83,7 @@ def sparse_evolution(
         >>> found.ticket.kept, int((found.trained.masked_state["weight"] != 0).sum())
         (2, 2)
     """  # noqa: DOC502 - raised by the parts
-    check_dense(system, train)
+    check_dense(system, train, collapse)
     end, steps = exchange_steps(
         train.steps, every=update_every, stop=stop_step, drop=drop
     )
@@ -114,4 +122,5 @@ def sparse_evolution(
         sources=("set", "rigl"),
         seed=seed,
         record_every=record_every,
+        collapse=collapse,
     )

@@ -7,6 +7,11 @@ from typing import Any, final
 from torch import Tensor
 
 from dynprune.core import Cost, InvalidInputError, Provenance
+from dynprune.pruning._collapse import (
+    CollapseInTraining,
+    check_collapse,
+    check_known,
+)
 from dynprune.pruning._from_scores import full_state, record
 from dynprune.pruning._prunable import check_unmasked
 from dynprune.system import GradientSystem
@@ -173,17 +178,19 @@ class Masks:
         mover.set_masks(after)
 
 
-def check_dense(system: GradientSystem, train: Recipe) -> None:
+def check_dense(system: GradientSystem, train: Recipe, collapse: str) -> None:
     """Check that a system can be trained with changing masks.
 
     Args:
         system: What is to be trained.
         train: How.
+        collapse: What to do about one; ``"warn"`` or ``"ignore"``.
 
     Raises:
-        InvalidInputError: If ``train`` is no Recipe, or the system is masked or has no
-            prunable weight.
+        InvalidInputError: If ``collapse`` is unknown, ``train`` is no Recipe, or the
+            system is masked or has no prunable weight.
     """
+    check_known(collapse, in_training=True)
     if not isinstance(train, Recipe):
         raise InvalidInputError(
             f"train is a {type(train).__name__}. Pass a dynprune.training.Recipe: "
@@ -203,6 +210,7 @@ def trained_with(
     sources: tuple[str, ...],
     seed: int,
     record_every: int | None,
+    collapse: CollapseInTraining,
 ) -> SparseTraining:
     """Train with masks that ``move`` changes.
 
@@ -216,6 +224,7 @@ def trained_with(
         sources: Keys of the citations.
         seed: Of data order and dropout.
         record_every: Steps between snapshots, or None.
+        collapse: What to do about one, of the last masks.
 
     Returns:
         What training ended with.
@@ -229,7 +238,16 @@ def trained_with(
     }
     buffers = system.buffers
     run = train(system.with_state(sparse), seed=seed, record=record_every, move=move)
-    made = record(system, made_by, seed=seed, settings=settings, sources=sources)
+    found = check_collapse(
+        system, masks.now, density=settings["density"], collapse=collapse
+    )
+    made = record(
+        system,
+        made_by,
+        seed=seed,
+        settings={**settings, "collapse": found},
+        sources=sources,
+    )
     return SparseTraining(
         ticket=Ticket.make(masks.now, start, buffers, provenance=made, cost=run.cost),
         trained=Ticket.make(

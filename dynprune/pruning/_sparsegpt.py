@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dynprune.core import AssumptionError, Cost, InvalidInputError, unknown
+from dynprune.pruning._collapse import Collapse, check_collapse, check_known
 from dynprune.pruning._drop_and_grow import highest
 from dynprune.pruning._from_scores import full_state, record, survivors
 from dynprune.pruning._layer_inputs import in_call_order, moments
@@ -26,6 +27,7 @@ def sparsegpt(
     block_size: int = 128,
     damping: float = 0.01,
     inputs: LayerInputs = "pruned",
+    collapse: Collapse = "error",
     seed: int = 0,
 ) -> Ticket:
     r"""Prune each layer so that its outputs on the data change little.
@@ -65,6 +67,7 @@ def sparsegpt(
         damping: λ, of the mean diagonal of H, at least 0.
         inputs: ``"pruned"``: those that pruned earlier layers give, one pass over the
             data for each layer; ``"dense"``: those of the dense network, one pass.
+        collapse: What to do about one; see :func:`from_scores`.
         seed: Of a random loader.
 
     Returns:
@@ -74,7 +77,8 @@ def sparsegpt(
         InvalidInputError: If the density is not in (0, 1] or exceeds what survives in
             a layer, for a ``block_size`` below 1, negative damping, an unknown
             ``inputs``, weights that no layer of these kinds applies, a layer
-            that is never called, or inputs that are not finite.
+            that is never called, inputs that are not finite, or an output that loses
+            its input (see ``collapse``).
         AssumptionError: If H of a layer is singular, without damping.
 
     Cost:
@@ -95,6 +99,7 @@ def sparsegpt(
         tensor([[0., 3.]])
     """  # noqa: DOC501, DOC502 - unknown() makes it; the others from below
     kept_count(density, 1)
+    check_known(collapse)
     if block_size < 1:
         raise InvalidInputError(f"block_size is {block_size}. Pass at least 1.")
     if not 0.0 <= damping < float("inf"):
@@ -140,17 +145,19 @@ def sparsegpt(
             if inputs == "pruned":
                 with torch.no_grad():
                     weight.copy_(torch.where(mask, after, 0.0))
+    masks = {name: found[name][0].cpu() for name in alive}
     settings = {
         "density": density,
         "rule": "exact",
         "scope": "layer",
+        "collapse": check_collapse(system, masks, density=density, collapse=collapse),
         "block_size": block_size,
         "damping": damping,
         "inputs": inputs,
         "layer_errors": {name: errors[name] for name in alive},
     }
     return Ticket.make(
-        {name: found[name][0] for name in alive},
+        masks,
         full_state(system, system.state) | {name: found[name][1] for name in alive},
         system.buffers,
         provenance=record(

@@ -171,6 +171,7 @@ def test_29_rounds_of_13_604_percent():
 def test_exact_rule_keeps_the_exact_count(density):
     _, system = conv_system()
     knobs = {"epochs": 12, "freeze_every": 3, "rule": "exact", "throw": False}
+    knobs["collapse"] = "ignore"
     ticket = gem_miner(system, density=density, **knobs)
     assert ticket.kept == max(1, math.floor(density * 63 + 0.5))
 
@@ -178,7 +179,14 @@ def test_exact_rule_keeps_the_exact_count(density):
 def test_an_empty_layer_is_reported_where_it_is_not_refused():
     _, system = conv_system()
     with pytest.warns(NumericalWarning, match="nothing is kept of"):
-        gem_miner(system, density=0.01, epochs=12, rule="exact", throw=False)
+        gem_miner(
+            system,
+            density=0.01,
+            epochs=12,
+            rule="exact",
+            throw=False,
+            collapse="ignore",
+        )
 
 
 def test_exact_rule_survives_scores_that_tie_at_one():

@@ -12,6 +12,7 @@ from dynprune.training import Recipe
 
 CE = nn.functional.cross_entropy
 DENSITIES = (1.0, 0.7, 0.4, 0.1)
+QUIET: dict = {"collapse": "ignore"}  # two of 24 weights are no network
 
 
 def momentum(parameters):
@@ -57,7 +58,7 @@ def test_original_rewinds_to_the_initial_state(untouched):
     model, system = problem()
     before = copy.deepcopy(model.state_dict())
     with untouched():
-        run = imp(system, densities=DENSITIES, train=recipe(), seed=2)
+        run = imp(system, densities=DENSITIES, train=recipe(), seed=2, **QUIET)
     check_nested(run, 24)
     for ticket in run.tickets:
         assert same(ticket.state, dict(model.named_parameters()))
@@ -67,7 +68,9 @@ def test_original_rewinds_to_the_initial_state(untouched):
 @pytest.mark.parametrize("make", [small_net, norm_net], ids=["plain", "batch norm"])
 def test_late_rewinding_returns_to_state_and_buffers_of_step_k(make):
     model, system = problem(make())
-    run = imp(system, densities=DENSITIES, rewind_step=4, train=recipe(), seed=2)
+    run = imp(
+        system, densities=DENSITIES, rewind_step=4, train=recipe(), seed=2, **QUIET
+    )
     dense = recipe()(system, seed=2, stop_step=4)
     named, size = system.unflatten(dense.state), run.tickets[0].prunable_size
     check_nested(run, size)
@@ -81,7 +84,12 @@ def test_late_rewinding_returns_to_state_and_buffers_of_step_k(make):
 def test_levels_are_the_loop_written_by_hand(rewind_step):
     _, system = problem()
     run = imp(
-        system, densities=DENSITIES, rewind_step=rewind_step, train=recipe(), seed=2
+        system,
+        densities=DENSITIES,
+        rewind_step=rewind_step,
+        train=recipe(),
+        seed=2,
+        **QUIET,
     )
     train, start = recipe(), system.with_state(system.state)
     if rewind_step:
@@ -101,7 +109,9 @@ def test_levels_are_the_loop_written_by_hand(rewind_step):
 
 def test_cost_adds_up():
     _, system = problem()
-    run = imp(system, densities=DENSITIES, rewind_step=2, train=recipe(), seed=0)
+    run = imp(
+        system, densities=DENSITIES, rewind_step=2, train=recipe(), seed=0, **QUIET
+    )
     # 20 examples in batches 8, 8, 4: steps 0-1 read 16, steps 2-5 read 4 + 20
     pre, level = Cost(gradients=0.8, steps=2), Cost(gradients=1.2, steps=4)
     for n, (ticket, trained) in enumerate(zip(run.tickets, run.levels, strict=True)):
@@ -159,7 +169,7 @@ def test_pruned_weights_do_not_return_where_survivors_are_zero():
         object.__setattr__(run, "state", state)
         return run
 
-    run = imp(system, densities=(1.0, 0.5, 0.25), train=scripted)
+    run = imp(system, densities=(1.0, 0.5, 0.25), train=scripted, **QUIET)
     check_nested(run, 24, (1.0, 0.5, 0.25))
     first = torch.cat([mask.reshape(-1) for mask in run.tickets[1].masks.values()])
     last = torch.cat([mask.reshape(-1) for mask in run.tickets[2].masks.values()])
@@ -179,6 +189,7 @@ def test_callback_sees_every_level():
             level.level,
             found.cost.steps,
         )),
+        **QUIET,
     )
     assert seen == [(t.kept, n, 6) for n, t in enumerate(run.tickets)]
 

@@ -70,6 +70,7 @@ def imp_unit(problem: Problem, config: Config, seed: int, folder: Path) -> Left:
         rewind_step=config.rewind_step,
         train=recipe_of(config),
         seed=seed_of(config, "order", seed),
+        collapse="ignore",
     )
     rows, files = [], [run_path(folder, seed)]
     run.save(files[0])
