@@ -12,7 +12,14 @@ from dynprune.core.errors import (
     NotDeterministicError,
     NumericalWarning,
 )
-from dynprune.core.files import load_tensors, save_tensors, write_atomic
+from dynprune.core.files import (
+    join_parts,
+    load_result,
+    load_tensors,
+    part_of,
+    save_tensors,
+    write_atomic,
+)
 from dynprune.core.functional import functional_call
 from dynprune.core.intervals import mean_interval
 from dynprune.core.names import unknown
@@ -47,8 +54,11 @@ __all__ = [
     "functional_call",
     "generator",
     "isolated",
+    "join_parts",
+    "load_result",
     "load_tensors",
     "mean_interval",
+    "part_of",
     "process_pool",
     "save_tensors",
     "seeded_generators",

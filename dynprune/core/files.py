@@ -3,8 +3,9 @@
 import json
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,6 +14,8 @@ from safetensors.torch import save as _encode
 from dynprune.core.errors import InvalidInputError
 
 _KEY = "dynprune"
+_Result = TypeVar("_Result")
+Packed = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 
 def replace(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
@@ -126,3 +129,81 @@ def load_tensors(
             "safetensors itself, or pass a file that dynprune saved."
         )
     return tensors, json.loads(raw)
+
+
+def load_result(
+    path: str | os.PathLike[str],
+    kind: str,
+    unpack: Callable[[dict[str, torch.Tensor], dict[str, Any]], _Result],
+    *,
+    what: str,
+    writer: str,
+) -> _Result:
+    """Read a result of one kind, whose metadata say ``kind``.
+
+    Args:
+        path: The file.
+        kind: What it shall be.
+        unpack: Makes the result of tensors and metadata.
+        what: The result in words, with its article.
+        writer: What writes such files.
+
+    Returns:
+        The result.
+
+    Raises:
+        InvalidInputError: If the file is missing, truncated, of another kind, or lacks
+            a part.
+    """
+    tensors, metadata = load_tensors(path)
+    if metadata.get("kind") != kind:
+        raise InvalidInputError(
+            f"{path} holds {metadata.get('kind', 'something else')!r}, not {what}. "
+            f"Pass a file that {writer} wrote."
+        )
+    try:
+        return unpack(tensors, metadata)
+    except (KeyError, TypeError) as error:
+        raise InvalidInputError(
+            f"{path} lacks part of {what} ({error}). Make it again with this version "
+            "of dynprune."
+        ) from error
+
+
+def join_parts(parts: Mapping[str, Packed]) -> Packed:
+    """Put the tensors and metadata of several results into one file's.
+
+    Args:
+        parts: Name to tensors and metadata.
+
+    Returns:
+        Tensors and metadata of all; :func:`part_of` takes them apart.
+    """
+    tensors = {
+        f"{name}.{key}": tensor
+        for name, (own, _) in parts.items()
+        for key, tensor in own.items()
+    }
+    return tensors, {"parts": {name: own for name, (_, own) in parts.items()}}
+
+
+def part_of(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], name: str
+) -> Packed:
+    """Return what :func:`join_parts` was given for one part.
+
+    Args:
+        tensors: Of all.
+        metadata: Of all.
+        name: Of the part.
+
+    Returns:
+        Its tensors and metadata.
+    """
+    start = f"{name}."
+    own = {
+        key.removeprefix(start): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(start)
+    }
+    return own, metadata["parts"][name]

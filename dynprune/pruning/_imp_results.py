@@ -12,7 +12,7 @@ from dynprune.core import (
     Cost,
     InvalidInputError,
     Provenance,
-    load_tensors,
+    load_result,
     save_tensors,
 )
 from dynprune.pruning import _plot
@@ -187,20 +187,10 @@ class IMPRun:
 
         Raises:
             InvalidInputError: If the file is missing, truncated, or no IMP run.
-        """
-        tensors, metadata = load_tensors(path)
-        if metadata.get("kind") != _KIND:
-            raise InvalidInputError(
-                f"{path} holds {metadata.get('kind', 'something else')!r}, not an IMP "
-                "run. Pass a file that IMPRun.save wrote."
-            )
-        try:
-            return _unpack(tensors, metadata)
-        except (KeyError, TypeError) as error:
-            raise InvalidInputError(
-                f"{path} lacks part of an IMP run ({error}). Make it again with this "
-                "version of dynprune."
-            ) from error
+        """  # noqa: DOC502 - raised by load_result
+        return load_result(
+            path, _KIND, _unpack, what="an IMP run", writer="IMPRun.save"
+        )
 
     def summary(self) -> str:
         """Return five lines that a person reads."""

@@ -1,12 +1,20 @@
 """What a sanity check returns: a table, differences with intervals, verdicts."""
 
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
-from dynprune.core import Cost, Provenance, mean_interval
+from dynprune.core import (
+    Cost,
+    Provenance,
+    load_result,
+    mean_interval,
+    save_tensors,
+)
 from dynprune.pruning import _sanity_check_plot
 from dynprune.pruning._sanity_check_controls import (
     CONTROLS,
@@ -17,6 +25,7 @@ from dynprune.pruning._sanity_check_controls import (
 
 Verdict = Literal["worse", "better", "within the seed noise"]
 Interval = tuple[float, float, float]
+_KIND = "pruning.SanityCheck"
 
 
 @final
@@ -98,6 +107,46 @@ class SanityCheck:
         verdicts = self.verdicts
         return all(verdicts[name] == "worse" for name in (SHUFFLED, REINITIALISED))
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the tables to one safetensors file, atomically.
+
+        Args:
+            path: Where it shall be.
+        """
+        tensors = {
+            "losses": self.losses,
+            "metrics": self.metrics,
+            "densities": torch.tensor(self.densities, dtype=torch.float64),
+        }
+        metadata = {
+            "kind": _KIND,
+            "measure": self.measure,
+            "seeds": list(self.seeds),
+            "confidence": self.confidence,
+            "margin": self.margin,
+            "how": self.how,
+            "cost": asdict(self.cost),
+            "provenance": self.provenance.to_dict(),
+        }
+        save_tensors(path, tensors, metadata)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "SanityCheck":
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The check.
+
+        Raises:
+            InvalidInputError: If the file is missing, truncated, or no sanity check.
+        """  # noqa: DOC502 - raised by load_result
+        return load_result(
+            path, _KIND, _unpack, what="a sanity check", writer="SanityCheck.save"
+        )
+
     def summary(self) -> str:
         """Return a few lines a person reads."""
         values, drops, verdicts = self.values, self.drops, self.verdicts
@@ -174,3 +223,18 @@ class SanityCheck:
         if low > self.margin:
             return "worse"
         return "better" if high < -self.margin else "within the seed noise"
+
+
+def _unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> SanityCheck:
+    return SanityCheck(
+        measure=metadata["measure"],
+        seeds=tuple(metadata["seeds"]),
+        losses=tensors["losses"],
+        metrics=tensors["metrics"],
+        confidence=metadata["confidence"],
+        margin=metadata["margin"],
+        densities=tuple(tensors["densities"].tolist()),
+        how=metadata["how"],
+        cost=Cost(**metadata["cost"]),
+        provenance=Provenance.from_dict(metadata["provenance"]),
+    )

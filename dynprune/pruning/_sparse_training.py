@@ -1,12 +1,21 @@
 """What training with changing masks returns."""
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, final
 
 from torch import Tensor
 
-from dynprune.core import Cost, InvalidInputError, Provenance
+from dynprune.core import (
+    Cost,
+    InvalidInputError,
+    Provenance,
+    join_parts,
+    load_result,
+    part_of,
+    save_tensors,
+)
 from dynprune.pruning._collapse import (
     CollapseInTraining,
     check_collapse,
@@ -17,6 +26,8 @@ from dynprune.pruning._prunable import check_unmasked
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 from dynprune.training import Move, Mover, Recipe, Run
+
+_KIND = "pruning.SparseTraining"
 
 
 @final
@@ -42,8 +53,6 @@ class MaskUpdate:
 class SparseTraining:
     """Hold the masks that training ended with, and what it trained.
 
-    Save the parts with ``ticket.save``, ``trained.save`` and ``run.save``.
-
     Args:
         ticket: The last masks with the state that training *started* from, to train
             again; its cost is that of the whole training.
@@ -66,6 +75,37 @@ class SparseTraining:
     def cost(self) -> Cost:
         """Training, with every dense gradient that the masks needed."""
         return self.run.cost
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the tickets, the run and the updates to one safetensors file.
+
+        Args:
+            path: Where; the file is whole or absent.
+        """
+        tensors, metadata = join_parts({
+            "ticket": self.ticket.pack(),
+            "trained": self.trained.pack(),
+            "run": self.run.pack(),
+        })
+        metadata |= {"kind": _KIND, "updates": [asdict(one) for one in self.updates]}
+        save_tensors(path, tensors, metadata)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "SparseTraining":
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The training, its tensors on the CPU.
+
+        Raises:
+            InvalidInputError: If the file is missing, truncated, or no sparse training.
+        """  # noqa: DOC502 - raised by load_result
+        return load_result(
+            path, _KIND, _unpack, what="a sparse training", writer="SparseTraining.save"
+        )
 
     def summary(self) -> str:
         """Return five lines that a person reads."""
@@ -126,6 +166,17 @@ class SparseTraining:
             f"density={self.ticket.density:.4g}, updates={len(self.updates)}, "
             f"gradients={self.cost.gradients:.4g})"
         )
+
+
+def _unpack(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> SparseTraining:
+    return SparseTraining(
+        ticket=Ticket.unpack(*part_of(tensors, metadata, "ticket")),
+        trained=Ticket.unpack(*part_of(tensors, metadata, "trained")),
+        run=Run.unpack(*part_of(tensors, metadata, "run")),
+        updates=tuple(MaskUpdate(**one) for one in metadata["updates"]),
+    )
 
 
 @final

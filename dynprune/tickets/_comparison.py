@@ -2,16 +2,18 @@
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from dynprune.core import (
     Cost,
     InvalidInputError,
     Provenance,
-    load_tensors,
+    load_result,
     save_tensors,
     unknown,
 )
@@ -185,30 +187,9 @@ class Comparison:
 
         Raises:
             InvalidInputError: If the file is missing, truncated, or no comparison.
-        """
-        tensors, metadata = load_tensors(path)
-        if metadata.get("kind") != _KIND:
-            raise InvalidInputError(
-                f"{path} holds {metadata.get('kind', 'something else')!r}, not a "
-                "comparison. Pass a file that Comparison.save wrote."
-            )
-        rows = zip(metadata["readings"], tensors["readings"].tolist(), strict=True)
-        return Comparison(
-            labels=tuple(metadata["labels"]),
-            layers=tuple(metadata["layers"]),
-            densities=tuple(tuple(row) for row in tensors["densities"].tolist()),
-            readings=tuple(
-                Reading(
-                    measure=words[0],
-                    layer=words[1],
-                    tickets=tuple(words[2:]),
-                    **dict(zip(_NUMBERS, numbers, strict=True)),
-                )
-                for words, numbers in rows
-            ),
-            notes=tuple(metadata["notes"]),
-            cost=Cost(**metadata["cost"]),
-            provenance=Provenance.from_dict(metadata["provenance"]),
+        """  # noqa: DOC502 - raised by load_result
+        return load_result(
+            path, _KIND, _unpack, what="a comparison", writer="Comparison.save"
         )
 
     def summary(self) -> str:
@@ -242,6 +223,27 @@ class Comparison:
             f"Comparison({len(self.labels)} tickets, {len(self.layers)} layers, "
             f"{len(self.measures)} measures)"
         )
+
+
+def _unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Comparison:
+    rows = zip(metadata["readings"], tensors["readings"].tolist(), strict=True)
+    return Comparison(
+        labels=tuple(metadata["labels"]),
+        layers=tuple(metadata["layers"]),
+        densities=tuple(tuple(row) for row in tensors["densities"].tolist()),
+        readings=tuple(
+            Reading(
+                measure=words[0],
+                layer=words[1],
+                tickets=tuple(words[2:]),
+                **dict(zip(_NUMBERS, numbers, strict=True)),
+            )
+            for words, numbers in rows
+        ),
+        notes=tuple(metadata["notes"]),
+        cost=Cost(**metadata["cost"]),
+        provenance=Provenance.from_dict(metadata["provenance"]),
+    )
 
 
 def _span(values: list[float]) -> str:

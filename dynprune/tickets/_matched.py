@@ -1,11 +1,23 @@
 """A ticket beside a control of exactly the same layer densities."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-from dynprune.core import Provenance
+from torch import Tensor
+
+from dynprune.core import (
+    Provenance,
+    join_parts,
+    load_result,
+    part_of,
+    save_tensors,
+)
 from dynprune.tickets._shuffle import shuffle
 from dynprune.tickets._ticket import Ticket
+
+_KIND = "tickets.Matched"
 
 
 @final
@@ -35,6 +47,36 @@ class Matched:
         other = dict(self.control.mask_items)
         both = sum(int((m & other[n]).sum()) for n, m in self.ticket.mask_items)
         return both / self.ticket.kept
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write both tickets to one safetensors file, atomically.
+
+        Args:
+            path: Where it shall be.
+        """
+        tensors, metadata = join_parts({
+            "ticket": self.ticket.pack(),
+            "control": self.control.pack(),
+        })
+        metadata |= {"kind": _KIND, "provenance": self.provenance.to_dict()}
+        save_tensors(path, tensors, metadata)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Matched":
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            Both tickets.
+
+        Raises:
+            InvalidInputError: If the file is missing, truncated, or no matched pair.
+        """  # noqa: DOC502 - raised by load_result
+        return load_result(
+            path, _KIND, _unpack, what="matched tickets", writer="Matched.save"
+        )
 
     def summary(self) -> str:
         """Return five lines that a person reads."""
@@ -68,6 +110,14 @@ class Matched:
     def __repr__(self) -> str:
         """Return one line."""
         return f"Matched({self.ticket!r}, overlap={self.overlap:.3g})"
+
+
+def _unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Matched:
+    return Matched(
+        ticket=Ticket.unpack(*part_of(tensors, metadata, "ticket")),
+        control=Ticket.unpack(*part_of(tensors, metadata, "control")),
+        provenance=Provenance.from_dict(metadata["provenance"]),
+    )
 
 
 def matched(ticket: Ticket, *, seed: int = 0) -> Matched:

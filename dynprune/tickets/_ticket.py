@@ -14,7 +14,7 @@ from dynprune.core import (
     Cost,
     InvalidInputError,
     Provenance,
-    load_tensors,
+    load_result,
     save_tensors,
 )
 from dynprune.tickets import _apply, _dense, _enforce, _plot, _torch_prune
@@ -287,19 +287,7 @@ class Ticket:
         Args:
             path: Where; the file is whole or absent.
         """
-        groups = self._groups()
-        tensors = {
-            f"{kind}.{name}": part
-            for kind, items in groups.items()
-            for name, part in items
-        }
-        metadata = {
-            "kind": _KIND,
-            "names": {kind: [n for n, _ in items] for kind, items in groups.items()},
-            "cost": asdict(self.cost),
-            "provenance": self.provenance.to_dict(),
-        }
-        save_tensors(path, tensors, metadata)
+        save_tensors(path, *self.pack())
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Ticket":
@@ -313,30 +301,48 @@ class Ticket:
 
         Raises:
             InvalidInputError: If the file is missing, truncated, or no ticket.
+        """  # noqa: DOC502 - raised by load_result
+        return load_result(
+            path, _KIND, Ticket.unpack, what="a ticket", writer="Ticket.save"
+        )
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the tensors and the metadata of a file, also of one with more."""
+        groups = self._groups()
+        tensors = {
+            f"{kind}.{name}": part
+            for kind, items in groups.items()
+            for name, part in items
+        }
+        return tensors, {
+            "kind": _KIND,
+            "names": {kind: [n for n, _ in items] for kind, items in groups.items()},
+            "cost": asdict(self.cost),
+            "provenance": self.provenance.to_dict(),
+        }
+
+    @staticmethod
+    def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> "Ticket":
+        """Make the ticket of which :meth:`pack` gave these.
+
+        Args:
+            tensors: By name.
+            metadata: Plain values.
+
+        Returns:
+            The ticket.
         """
-        tensors, metadata = load_tensors(path)
-        if metadata.get("kind") != _KIND:
-            raise InvalidInputError(
-                f"{path} holds {metadata.get('kind', 'something else')!r}, not a "
-                "ticket. Pass a file that Ticket.save wrote."
-            )
-        try:
-            items = {
-                kind: tuple((name, tensors[f"{kind}.{name}"]) for name in names)
-                for kind, names in metadata["names"].items()
-            }
-            return Ticket(
-                mask_items=items["mask"],
-                state_items=items["state"],
-                buffer_items=items["buffer"],
-                cost=Cost(**metadata["cost"]),
-                provenance=Provenance.from_dict(metadata["provenance"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise InvalidInputError(
-                f"{path} lacks part of a ticket ({error}). Make it again with this "
-                "version of dynprune."
-            ) from error
+        items = {
+            kind: tuple((name, tensors[f"{kind}.{name}"]) for name in names)
+            for kind, names in metadata["names"].items()
+        }
+        return Ticket(
+            mask_items=items["mask"],
+            state_items=items["state"],
+            buffer_items=items["buffer"],
+            cost=Cost(**metadata["cost"]),
+            provenance=Provenance.from_dict(metadata["provenance"]),
+        )
 
     def summary(self) -> str:
         """Return five lines that a person reads."""

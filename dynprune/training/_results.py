@@ -6,9 +6,18 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from dynprune.core import Coordinates, Cost, InvalidInputError, Outcome, Provenance
+from dynprune.core import (
+    Coordinates,
+    Cost,
+    InvalidInputError,
+    Outcome,
+    Provenance,
+    load_result,
+)
 from dynprune.training import _files, _plot
 from dynprune.trajectory import Trajectory
+
+_KIND = "run"
 
 
 @final
@@ -80,23 +89,7 @@ class Run:
         Args:
             path: Where it shall be.
         """
-        tensors, metadata = _files.pack_coordinates(self.coordinates)
-        tensors |= {f"buffer.{name}": part for name, part in self.buffers.items()}
-        tensors |= {
-            "state": self.state,
-            "history.steps": self.history[0],
-            "history.losses": self.history[1],
-        }
-        if self.trajectory is not None:
-            tensors |= _files.pack_trajectory(self.trajectory)
-        metadata |= {
-            "kind": "run",
-            "step": int(self.history[0][-1]) + 1 if len(self.history[0]) else None,
-            "cost": _files.pack_cost(self.cost),
-            "outcome": self.outcome.name,
-            "provenance": self.provenance.to_dict(),
-        }
-        _files.save_tensors(path, tensors, metadata)
+        _files.save_tensors(path, *self.pack())
 
     @staticmethod
     def load(path: _files.Path) -> "Run":
@@ -107,8 +100,42 @@ class Run:
 
         Returns:
             The run.
+
+        Raises:
+            InvalidInputError: If the file is missing, truncated, or no run.
+        """  # noqa: DOC502 - raised by load_result
+        return load_result(path, _KIND, Run.unpack, what="a run", writer="Run.save")
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the tensors and the metadata of a file, also of one with more."""
+        tensors, metadata = _files.pack_coordinates(self.coordinates)
+        tensors |= {f"buffer.{name}": part for name, part in self.buffers.items()}
+        tensors |= {
+            "state": self.state,
+            "history.steps": self.history[0],
+            "history.losses": self.history[1],
+        }
+        if self.trajectory is not None:
+            tensors |= _files.pack_trajectory(self.trajectory)
+        return tensors, metadata | {
+            "kind": _KIND,
+            "step": int(self.history[0][-1]) + 1 if len(self.history[0]) else None,
+            "cost": _files.pack_cost(self.cost),
+            "outcome": self.outcome.name,
+            "provenance": self.provenance.to_dict(),
+        }
+
+    @staticmethod
+    def unpack(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> "Run":
+        """Make the run of which :meth:`pack` gave these.
+
+        Args:
+            tensors: By name.
+            metadata: Plain values.
+
+        Returns:
+            The run.
         """
-        tensors, metadata = _files.read_kind(path, "run")
         coordinates = _files.unpack_coordinates(tensors, metadata)
         provenance = Provenance.from_dict(metadata["provenance"])
         return Run(

@@ -4,11 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
-from dynprune.core import Cost, Provenance
-from dynprune.training import _plot
+import torch
+from torch import Tensor
+
+from dynprune.core import Cost, Provenance, join_parts, load_result, part_of
+from dynprune.training import _files, _plot
 from dynprune.training._results import Run
 
 How = Literal["stacked", "processes", "serial"]
+_KIND = "training.Runs"
 
 
 @final
@@ -57,6 +61,40 @@ class Runs:
         """
         return self.runs[place]
 
+    def save(self, path: _files.Path) -> None:
+        """Write all runs to one safetensors file, atomically.
+
+        Args:
+            path: Where it shall be.
+        """
+        packed = {str(place): run.pack() for place, run in enumerate(self.runs)}
+        tensors, metadata = join_parts(packed)
+        tensors["speedup"] = torch.tensor(self.speedup, dtype=torch.float64)
+        metadata |= {
+            "kind": _KIND,
+            "count": len(self.runs),
+            "how": self.how,
+            "stack": self.stack,
+            "reason": self.reason,
+            "provenance": self.provenance.to_dict(),
+        }
+        _files.save_tensors(path, tensors, metadata)
+
+    @staticmethod
+    def load(path: _files.Path) -> "Runs":
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The runs.
+
+        Raises:
+            InvalidInputError: If the file is missing, truncated, or holds no runs.
+        """  # noqa: DOC502 - raised by load_result
+        return load_result(path, _KIND, _unpack, what="runs", writer="Runs.save")
+
     def summary(self) -> str:
         """Return a few lines a person reads."""
         last = [float(run.history[1][-1]) for run in self.runs if run.cost.steps]
@@ -101,3 +139,15 @@ class Runs:
     def __repr__(self) -> str:
         """Return one line."""
         return f"Runs({len(self.runs)}, how={self.how!r}, stack={self.stack})"
+
+
+def _unpack(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Runs:
+    places = [str(place) for place in range(metadata["count"])]
+    return Runs(
+        runs=tuple(Run.unpack(*part_of(tensors, metadata, name)) for name in places),
+        how=metadata["how"],
+        stack=metadata["stack"],
+        speedup=float(tensors["speedup"]),
+        reason=metadata["reason"],
+        provenance=Provenance.from_dict(metadata["provenance"]),
+    )
