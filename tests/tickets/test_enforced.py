@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dynprune.core import InvalidInputError
+from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 
 
@@ -174,6 +175,47 @@ def test_bridge_counts_unpruned_layers():
     nn.utils.prune.l1_unstructured(model[0], "weight", amount=6)
     found = Ticket.from_torch_prune(model)
     assert (found.kept, found.prunable_size) == (18 + 18, 24 + 18)
+
+
+class Attends(nn.Module):
+    """Attention with one stacked projection, or with three."""
+
+    def __init__(self, width: int | None = None):
+        nn.Module.__init__(self)
+        self.own = nn.MultiheadAttention(4, 2, kdim=width, vdim=width)
+        self.head = nn.Linear(4, 2)
+
+
+def norm(model, _):
+    return sum(part.square().mean() for part in model.parameters())
+
+
+def gpt_block():
+    library = pytest.importorskip("transformers.pytorch_utils")
+    return nn.Sequential(nn.Embedding(5, 4), library.Conv1D(6, 4), nn.Linear(6, 2))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Attends, lambda: Attends(3), gpt_block, lambda: nn.ConvTranspose2d(2, 3, 2)],
+    ids=["stacked attention", "attention", "Conv1D", "transposed"],
+)
+def test_bridge_counts_what_a_system_prunes(make):
+    with torch.random.fork_rng():
+        model = make()
+    prunable = GradientSystem(model, None, [torch.ones(2)], batch_loss=norm).prunable
+    first = copy.deepcopy(model)
+    *path, weight = prunable[-1].split(".")
+    nn.utils.prune.random_unstructured(
+        model.get_submodule(".".join(path)), weight, amount=0.5
+    )
+    found = Ticket.from_torch_prune(model)
+    assert set(found.masks) == set(prunable)
+    for name, mask in found.masks.items():
+        assert bool(mask.all()) == (name != prunable[-1])
+    found.to_torch_prune(first)
+    again = Ticket.from_torch_prune(first)
+    assert all(torch.equal(again.masks[n], m) for n, m in found.masks.items())
 
 
 def test_bridge_refuses_a_model_that_is_not_pruned():
