@@ -13,6 +13,7 @@ from dynprune.core import Cost, InvalidInputError
 from dynprune.pruning._from_scores import full_state, survivors
 from dynprune.pruning._masked_net import MaskedNet, Rule
 from dynprune.pruning._private_copy import private_copy
+from dynprune.pruning._prunable import check_finite
 from dynprune.pruning._signed_weights import plain_values, signed_weights
 from dynprune.system import GradientSystem, MeanLoss, is_resident
 from dynprune.training import (
@@ -73,6 +74,7 @@ class MaskTraining:
         seed: int,
     ) -> None:
         _check(epochs, penalty, weights, mode)
+        check_finite(system)
         source = system if data is None else system.with_data(data)
         self.order = order_of(source, batch_size, seed=seed)
         chosen = signed_weights(system) if weights == "signed" else None

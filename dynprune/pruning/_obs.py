@@ -24,6 +24,7 @@ from dynprune.pruning._inverse_blocks import (
     summed_update,
 )
 from dynprune.pruning._obd import prunable_coordinates
+from dynprune.pruning._prunable import check_finite
 from dynprune.pruning._select import Scope, kept_count
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -242,6 +243,7 @@ class _Surgeon:
         _check(curvature, block_size, damping, samples)
         system.check_one_process("Scoring weights")
         prunable_coordinates(system)
+        check_finite(system)
         named = system.unflatten(system.state)
         weights = {name: named[name].detach().clone() for name in system.prunable}
         sizes = {

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Iterable
 
+import torch
+
 from dynprune.core import InvalidInputError
 from dynprune.system import GradientSystem
 
@@ -41,6 +43,23 @@ def check_unmasked(system: GradientSystem, why: str) -> None:
             f"{pruned} weights of the system are already pruned: {why}. Pass "
             "system.with_mask({})."
         )
+
+
+def check_finite(system: GradientSystem) -> None:
+    """Refuse a state that is not finite, where scores would not show it.
+
+    Args:
+        system: The system.
+
+    Raises:
+        InvalidInputError: If a parameter holds NaN or infinity.
+    """
+    for name, part in system.unflatten(system.state).items():
+        if not bool(torch.isfinite(part).all()):
+            raise InvalidInputError(
+                f"The state of {name!r} holds NaN or infinity. Pass a finite state to "
+                "prune."
+            )
 
 
 def check_each(what: str, given: Collection[str], prunable: Iterable[str]) -> None:

@@ -11,9 +11,9 @@ from dynprune.pruning._drop_and_grow import highest
 from dynprune.pruning._from_scores import full_state, record, survivors
 from dynprune.pruning._layer_inputs import in_call_order, moments
 from dynprune.pruning._layer_matrices import Layer, layers_of
-from dynprune.pruning._obd import prunable_coordinates
 from dynprune.pruning._private_copy import private_copy
-from dynprune.pruning._select import kept_count
+from dynprune.pruning._prunable import check_finite, check_prunable
+from dynprune.pruning._select import check_choice, check_room, kept_count
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 
@@ -75,7 +75,8 @@ def sparsegpt(
 
     Raises:
         InvalidInputError: If the density is not in (0, 1] or exceeds what survives in
-            a layer, for a ``block_size`` below 1, negative damping, an unknown
+            a layer, for a state that is not finite or a layer that is all zero where
+            some must go, for a ``block_size`` below 1, negative damping, an unknown
             ``inputs``, weights that no layer of these kinds applies, a layer
             that is never called, inputs that are not finite, or an output that loses
             its input (see ``collapse``).
@@ -107,15 +108,15 @@ def sparsegpt(
     if inputs not in get_args(LayerInputs):
         raise unknown("inputs", inputs, get_args(LayerInputs))
     system.check_one_process("Pruning layer by layer")
-    prunable_coordinates(system)
+    check_prunable(system.prunable)
+    check_finite(system)
     alive = survivors(system)
+    state = system.unflatten(system.state)
     for name, kept in alive.items():
-        if kept_count(density, kept.numel()) > int(kept.sum()):
-            raise InvalidInputError(
-                f"Density {density} keeps {kept_count(density, kept.numel())} of "
-                f"{kept.numel()} weights of {name}, but only {int(kept.sum())} survive "
-                "the system's mask. Pass a lower density."
-            )
+        check_room([kept.reshape(-1)], density, name)
+        if not bool(state[name].any()):
+            # what is all zero has no costs to choose by; equal weights have
+            check_choice({name: state[name]}, {name: kept}, density, "layer")
     net = private_copy(system).eval()
     layers = layers_of(net, system.prunable)
     weights = dict(net.named_parameters())
