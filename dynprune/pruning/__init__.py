@@ -1,4 +1,53 @@
-"""Score × budget × schedule → ticket."""
+r"""Score × budget × schedule → ticket.
+
+Every pruner takes a system and returns a ticket, or a training with its tickets:
+
+=================== ============================== ======== ========= =================
+pruner              score, the highest are kept    when     count     cost
+=================== ============================== ======== ========= =================
+random              u ~ U[0, 1)                    start    exact     0
+erk                 u ~ U[0, 1)                    start    ERK       0
+magnitude           \|w\|                          start    exact     0
+lamp                w² / Σ{w'² : w'² ≥ w²}         start    exact     0
+snip                \|w ∇L(w)\|                    start    exact     1 G
+iterative_snip      \|mw ∇L(mw)\|, in T rounds     start    exact     T G
+force               \|w ∇L(mw)\|, in T rounds      start    exact     T G
+grasp               w ∇²L ∇L                       start    exact     1 G + 1 H
+synflow             \|w ∂R/∂w\|, in T rounds       start    exact     (T + 1)/N G
+gem_miner           trained p, clamped to [0, 1]   masks    overshoot E G
+edge_popup          \|s\|, trained s               masks    by layer  E G
+obd                 ½ h w²                         trained  exact     M H + probe
+obs                 w² / (2 [F⁻¹]_qq)              trained  exact     n/N G, or N_w H
+sparsegpt           w² / [H⁻¹]_jj, by columns      trained  by layer  L F + first batch
+imp                 \|w\| after each level         trained  exact     R + 1 trainings
+early_bird          \|γ\| of norms, or \|w\|       training channels  1 G an epoch
+gradual_magnitude   \|w\|, in rounds               training exact     1 training
+rigl                drops \|w\|, grows \|∇L\|      training ERK       1 training
+sparse_evolution    drops \|w\|, grows at random   training ERK       1 training
+=================== ============================== ======== ========= =================
+
+- **When**: at the *start* (also on a trained state: then pass it and its cost), as
+  *masks* that are trained on frozen weights, on *trained* weights, or in *training*.
+- **Count**, of N_w prunable weights: *exact* keeps max(1, ⌊d N_w + ½⌋) of all together
+  (``scope="layer"`` or ``layer_densities``, where there is such a knob: of each layer);
+  *by layer* the same of each layer; *ERK* the same total, layers at Erdős–Rényi-kernel
+  densities (``"uniform"`` for the last two); *overshoot* drops whatever ties with its
+  threshold, as the source does (``rule="exact"`` does not); *channels* of batch norms
+  (``unit="weight"``: exact). The rules of published codes are those of ``rule=``.
+- **Cost** over N examples: G gradients, F forward passes, H Hessian–vector products,
+  each over all data; what is not named is not needed. A training counts B/N G a step.
+  T rounds, E epochs, M ``matvecs``, n ``samples``, L layers, R + 1 densities; obd and
+  the exact curvatures of obs need the determinism probe of a new system besides.
+  Whether a ticket's output still depends on its input is tested by a gradient of at
+  most 8 examples, which is in its provenance, not in its cost.
+- **collapse**: what to do if it does not. A ticket that cannot learn from its input is
+  refused (``"error"``) unless ``"warn"`` or ``"ignore"`` is passed; those that return
+  trainings warn at most. See :func:`from_scores`.
+
+What any of them gives is turned into another ticket by ``dynprune.tickets``; any other
+score becomes one by :func:`from_scores`; :func:`sanity_check` says whether the mask
+matters.
+"""
 
 from dynprune.pruning._baselines import (
     BASELINES,

@@ -87,7 +87,8 @@ def edge_popup(
         ConvergenceError: If the loss or a score is not finite.
 
     Cost:
-        One gradient per epoch, and a sort of the scores per step.
+        One gradient per epoch, no further forward passes, no HVPs; a sort of the
+        scores per step.
 
     Source:
         Ramanujan et al., *What's Hidden in a Randomly Weighted Neural Network?*, CVPR

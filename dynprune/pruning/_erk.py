@@ -35,7 +35,7 @@ def erk_densities(system: GradientSystem, *, density: float) -> dict[str, float]
         InvalidInputError: If the density is not in (0, 1].
 
     Cost:
-        Nothing to speak of.
+        No gradients, no forward passes, no HVPs.
 
     Source:
         Evci et al., *Rigging the Lottery: Making All Tickets Winners*, ICML 2020.
@@ -96,7 +96,7 @@ def erk(
         InvalidInputError: See :func:`from_scores`.
 
     Cost:
-        No gradients.
+        No gradients, no forward passes, no HVPs.
 
     Source:
         Evci et al., *Rigging the Lottery: Making All Tickets Winners*, ICML 2020; the

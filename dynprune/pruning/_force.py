@@ -39,7 +39,7 @@ def force_scores(
         mask has pruned.
 
     Cost:
-        One gradient.
+        One gradient, no further forward passes, no HVPs.
 
     Source:
         de Jorge et al., *Progressive Skeletonization: Trimming more fat from a network
@@ -93,7 +93,7 @@ def force(
             or all scores of a round are equal (the network came apart).
 
     Cost:
-        T gradients.
+        T gradients, no further forward passes, no HVPs.
 
     Source:
         de Jorge et al., *Progressive Skeletonization: Trimming more fat from a network

@@ -86,7 +86,9 @@ def from_scores(
         NumericalWarning: If a layer keeps nothing.
 
     Cost:
-        One selection over N scores; a pass of at most 8 examples for the collapse.
+        No gradients, no forward passes, no HVPs beyond ``cost``: one selection over N
+        scores. The test for a collapse takes a gradient of at most 8 examples, four
+        where the first is zero.
 
     Source:
         Rules: the authors' published code for each paper, as described in words; none

@@ -112,7 +112,8 @@ def gem_miner(
         NumericalWarning: If a layer is empty and ``throw`` is False.
 
     Cost:
-        E gradients.
+        E gradients (and E passes over the data in steps), no further forward passes,
+        no HVPs.
 
     Source:
         Sreenivasan et al., *Rare Gems: Finding Lottery Tickets at Initialization*,

@@ -122,7 +122,8 @@ def gradual_magnitude(
         NumericalWarning: See ``collapse``.
 
     Cost:
-        One training.
+        One training: with batches of B examples B/N gradients a step. No further
+        forward passes, no HVPs.
 
     Source:
         Zhu and Gupta, *To prune, or not to prune*, 2017, arXiv:1710.01878.

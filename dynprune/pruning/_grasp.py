@@ -45,7 +45,7 @@ def grasp_scores(
         Name to scores, for each of ``system.prunable``; zero where pruned.
 
     Cost:
-        One gradient and one HVP (double backward).
+        One gradient, one HVP (double backward), no further forward passes.
 
     Source:
         Wang et al., *Picking Winning Tickets Before Training by Preserving Gradient
@@ -113,7 +113,7 @@ def grasp(
             positive, or differs from 1 where the network returns no tensor.
 
     Cost:
-        One gradient and one HVP.
+        One gradient, one HVP (double backward), no further forward passes.
 
     Source:
         Wang et al., *Picking Winning Tickets Before Training by Preserving Gradient

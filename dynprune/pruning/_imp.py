@@ -119,7 +119,9 @@ def imp(
             input to the output.
 
     Cost:
-        One training of :math:`T - k` steps per density, and the first k steps once.
+        One training of :math:`T - k` steps per density, and the first k steps once:
+        with batches of B examples B/N gradients a step. No further forward passes, no
+        HVPs.
 
     Source:
         Frankle and Carbin, *The Lottery Ticket Hypothesis*, ICLR 2019; rewinding to

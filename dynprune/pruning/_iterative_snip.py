@@ -49,7 +49,7 @@ def iterative_snip(
             or all scores of a round are equal (the network came apart).
 
     Cost:
-        T gradients.
+        T gradients, no further forward passes, no HVPs.
 
     Source:
         Verdenius et al., *Pruning via Iterative Ranking of Sensitivity Statistics*,

@@ -32,7 +32,7 @@ def lamp_scores(
         largest weight of a layer.
 
     Cost:
-        One sort of each layer; no gradients.
+        No gradients, no forward passes, no HVPs; one sort of each layer.
 
     Source:
         Lee et al., *Layer-adaptive Sparsity for the Magnitude-based Pruning*, ICLR
@@ -92,7 +92,7 @@ def lamp(
         InvalidInputError: See :func:`from_scores`.
 
     Cost:
-        None beyond ``cost``.
+        No gradients, no forward passes, no HVPs beyond ``cost``.
 
     Source:
         Lee et al., *Layer-adaptive Sparsity for the Magnitude-based Pruning*, ICLR

@@ -76,7 +76,7 @@ def magnitude(
         InvalidInputError: See :func:`from_scores`.
 
     Cost:
-        None beyond ``cost``.
+        No gradients, no forward passes, no HVPs beyond ``cost``.
 
     Source:
         Han et al., *Learning both weights and connections for efficient neural

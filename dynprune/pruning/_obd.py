@@ -50,7 +50,9 @@ def obd_diagonal(
             prunable weights, or data in several processes.
 
     Cost:
-        ``matvecs`` HVPs, and the determinism probe of a new system.
+        ``matvecs`` HVPs (as many as the weights, if fewer), no forward passes alone,
+        and the gradients of the determinism probe: two, of at most 8 examples where
+        the data are resident.
 
     Source:
         LeCun, Denker and Solla, *Optimal Brain Damage*, NeurIPS 1989.
@@ -108,7 +110,9 @@ def obd_scores(
         NumericalWarning: If the standard errors are more than half of the diagonal.
 
     Cost:
-        ``matvecs`` HVPs.
+        ``matvecs`` HVPs (as many as the weights, if fewer), no forward passes alone,
+        and the gradients of the determinism probe: two, of at most 8 examples where
+        the data are resident.
 
     Source:
         LeCun, Denker and Solla, *Optimal Brain Damage*, NeurIPS 1989.
@@ -159,7 +163,9 @@ def obd(
         InvalidInputError: See :func:`from_scores` and :func:`obd_diagonal`.
 
     Cost:
-        ``matvecs`` HVPs.
+        ``matvecs`` HVPs (as many as the weights, if fewer), no forward passes alone,
+        and the gradients of the determinism probe: two, of at most 8 examples where
+        the data are resident.
 
     Source:
         LeCun, Denker and Solla, *Optimal Brain Damage*, NeurIPS 1989.

@@ -162,8 +162,9 @@ def obs(
             rounding made one of the inverse so.
 
     Cost:
-        n / N gradients, one example at a time, and N B numbers in float64; exact
-        curvatures one HVP per weight and a dense matrix. The updates and the
+        Fisher: n / N gradients, one example at a time, and N B numbers in float64; no
+        HVPs. Exact curvatures: one HVP per weight, the gradients of the determinism
+        probe, and a dense matrix. No forward passes alone. The updates and the
         sequential order need N B² operations.
 
     Source:

@@ -72,7 +72,7 @@ def random(
         InvalidInputError: See :func:`from_scores`.
 
     Cost:
-        No gradients.
+        No gradients, no forward passes, no HVPs.
     """  # noqa: DOC502 - raised by from_scores
     return from_scores(
         system,

@@ -73,8 +73,9 @@ def rigl(
         NumericalWarning: See ``collapse``.
 
     Cost:
-        One training; a dense gradient of one batch takes the place of a step at each
-        update, and is counted as a gradient.
+        One training: with batches of B examples B/N gradients a step. At an update a
+        dense gradient of one batch takes the place of a step, and is counted as one.
+        No further forward passes, no HVPs.
 
     Source:
         Evci et al., *Rigging the Lottery: Making All Tickets Winners*, ICML 2020.

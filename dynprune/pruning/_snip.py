@@ -38,7 +38,7 @@ def snip_scores(
         Name to scores, for each of ``system.prunable``; zero where pruned.
 
     Cost:
-        One gradient.
+        One gradient, no further forward passes, no HVPs.
 
     Source:
         Lee et al., *SNIP: Single-shot Network Pruning based on Connection
@@ -97,7 +97,7 @@ def snip(
         InvalidInputError: See :func:`from_scores`.
 
     Cost:
-        One gradient.
+        One gradient, no further forward passes, no HVPs.
 
     Source:
         Lee et al., *SNIP: Single-shot Network Pruning based on Connection

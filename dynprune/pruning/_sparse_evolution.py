@@ -67,7 +67,8 @@ def sparse_evolution(
         NumericalWarning: See ``collapse``.
 
     Cost:
-        One training.
+        One training: with batches of B examples B/N gradients a step. No further
+        forward passes, no HVPs.
 
     Source:
         Mocanu et al., *Scalable training of artificial neural networks with adaptive

@@ -83,8 +83,9 @@ def sparsegpt(
         AssumptionError: If H of a layer is singular, without damping.
 
     Cost:
-        One forward pass per layer, and one of the first batch ("dense": one); in
-        float64 in² numbers and in³ + out in² operations for a layer.
+        One forward pass per layer, and one of the first batch ("dense": one); no
+        gradients, no HVPs. In float64 in² numbers and in³ + out in² operations for a
+        layer.
 
     Source:
         Frantar and Alistarh, *SparseGPT: Massive Language Models Can Be Accurately

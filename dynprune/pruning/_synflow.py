@@ -57,7 +57,8 @@ def synflow_scores(
         InvalidInputError: If the input's shape is not known or an output is no tensor.
 
     Cost:
-        The forward and backward pass of one example.
+        The forward and backward pass of one example, 1/N gradients; no forward passes
+        alone, no HVPs.
 
     Source:
         Tanaka et al., *Pruning neural networks without any data by iteratively
@@ -123,7 +124,8 @@ def synflow(
             underflow), or any weight at the end.
 
     Cost:
-        ``rounds + 1`` passes of one example: (rounds + 1) / N gradients.
+        ``rounds + 1`` forward and backward passes of one example, (rounds + 1) / N
+        gradients; no forward passes alone, no HVPs.
 
     Source:
         Tanaka et al., *Pruning neural networks without any data by iteratively

@@ -1,0 +1,135 @@
+"""What each pruner says that it costs, in words, in the room's table and in figures."""
+
+import functools
+import inspect
+import re
+
+import pytest
+import torch
+from problems import classes, small_net
+from torch import nn
+
+from dynprune import pruning
+from dynprune.core import Cost
+from dynprune.system import GradientSystem
+from dynprune.training import Recipe
+
+CE = nn.functional.cross_entropy
+N, WEIGHTS, BATCH, STEPS = 40, 4 * 5 + 5 * 3, 10, 8
+TRAINING = STEPS * BATCH / N
+RECIPE = Recipe(
+    lambda params: torch.optim.SGD(params, lr=0.01), steps=STEPS, batch_size=BATCH
+)
+PROBE = 2.0 * 8 / N
+# name: knobs, and what the table's formula gives for them
+FORMULAS = {
+    "random": ({}, Cost()),
+    "erk": ({}, Cost()),
+    "magnitude": ({}, Cost()),
+    "lamp": ({}, Cost()),
+    "snip": ({}, Cost(gradients=1.0)),
+    "iterative_snip": ({"rounds": 3}, Cost(gradients=3.0)),
+    "force": ({"rounds": 4}, Cost(gradients=4.0)),
+    "grasp": ({}, Cost(gradients=1.0, hvps=1.0)),
+    "synflow": ({"rounds": 9}, Cost(gradients=10 / N)),
+    "gem_miner": (
+        {"epochs": 6, "batch_size": 20},
+        Cost(gradients=6.0, steps=6 * 2),
+    ),
+    "edge_popup": (
+        {"epochs": 3, "batch_size": 20},
+        Cost(gradients=3.0, steps=3 * 2),
+    ),
+    "obd": ({"matvecs": 20}, Cost(gradients=PROBE, hvps=20.0)),
+    "obs": ({"samples": 10, "block_size": 5}, Cost(gradients=10 / N)),
+    "sparsegpt": ({}, Cost(forwards=2.0 + 1.0)),
+    "imp": (
+        {"densities": (1.0, 0.8, 0.5), "train": RECIPE},
+        Cost(gradients=3 * TRAINING, steps=3 * STEPS),
+    ),
+    "early_bird": (
+        {"train": RECIPE, "unit": "weight", "window": 2, "tolerance": 0.99},
+        Cost(gradients=1.0, steps=4),  # two looks, before the epochs 0 and 1
+    ),
+    **{
+        name: (
+            {"train": RECIPE, "update_every": 2},
+            Cost(gradients=TRAINING, steps=STEPS),
+        )
+        for name in ("gradual_magnitude", "rigl", "sparse_evolution")
+    },
+}
+
+
+def table() -> dict[str, list[str]]:
+    """Read the table of the room's docstring, name to its other cells."""
+    text = inspect.getdoc(pruning)
+    _, head, rows, _ = re.split(r"^=+(?: =+)+$", text, flags=re.MULTILINE)
+    lines = [re.split(r"\s{2,}", line.strip()) for line in rows.strip().splitlines()]
+    assert head.split()[-3:] == ["when", "count", "cost"]
+    return {line[0]: line[1:] for line in lines}
+
+
+def pruners() -> list[str]:
+    """List the public functions that return a ticket, or what holds one."""
+    kinds = {
+        "Ticket",
+        *(kind.__name__ for kind in (pruning.IMPRun, pruning.SparseTraining)),
+        pruning.EarlyBird.__name__,
+    }
+    found = []
+    for name in pruning.__all__:
+        thing = getattr(pruning, name)
+        if inspect.isfunction(thing) and name != "from_scores":
+            returned = inspect.signature(thing).return_annotation
+            if getattr(returned, "__name__", returned) in kinds:
+                found.append(name)
+    return found
+
+
+def test_every_pruner_has_its_row():
+    assert sorted(table()) == sorted(pruners()) == sorted(FORMULAS)
+    assert all(len(cells) >= 3 for cells in table().values())
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_the_cost_is_what_the_formula_says(name):
+    system = GradientSystem(small_net(widths=(4, 5, 3)), CE, classes(N, 4, 3))
+    knobs, expected = FORMULAS[name]
+    prune = functools.partial(getattr(pruning, name), system, **knobs)
+    found = (prune() if "densities" in knobs else prune(density=0.5)).cost
+    assert found.steps == expected.steps
+    for part in ("gradients", "hvps", "forwards"):
+        assert getattr(found, part) == pytest.approx(getattr(expected, part)), part
+
+
+def test_exact_curvatures_cost_a_product_for_each_weight():
+    net, data = nn.Linear(4, 3).double(), classes(N, 4, 3)
+    system = GradientSystem(net, CE, data, l2=0.1)
+    ticket = pruning.obs(system, density=0.5, curvature="hessian")
+    assert ticket.cost == Cost(gradients=PROBE, hvps=12.0)
+
+
+@pytest.mark.parametrize("name", sorted(FORMULAS.keys() - {"early_bird"}))
+def test_the_docstring_counts_in_all_three_currencies(name):
+    text = inspect.getdoc(getattr(pruning, name)) + "\n"
+    cost = re.search(r"^Cost:\n((?:    .*\n)+)", text, re.MULTILINE)[1]
+    for word in ("gradient", "forward", "HVP"):
+        assert word in cost, word
+
+
+def test_letters_of_the_table_name_what_is_spent():
+    letters = {"gradients": "G", "hvps": "H", "forwards": "F"}
+    for name, cells in table().items():
+        cost = cells[-1]
+        _, spent = FORMULAS[name]
+        if "training" in cost:
+            assert spent.steps, name
+            continue
+        for part, letter in letters.items():
+            said = bool(re.search(rf"\b{letter}\b", cost)) or (
+                part == "gradients" and "probe" in cost
+            )
+            assert said >= bool(getattr(spent, part)), (name, part)
+            if not getattr(spent, part):
+                assert not said or (name, part) == ("obs", "hvps"), (name, part)
