@@ -7,9 +7,9 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynprune.core import InvalidInputError
-from dynprune.pruning._channel_map import ChannelMap
-from dynprune.pruning._remove_channels import remove_channels
 from dynprune.tasks import resnet
+from dynprune.tickets import remove_channels
+from dynprune.tickets._channel_map import ChannelMap
 
 NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -195,7 +195,7 @@ def size(net):
 def test_the_smaller_network_is_the_same_function(name, density):
     net, masks, x = masked(NETS[name], density)
     before = copy.deepcopy(net)
-    reduced = remove_channels(net, masks, (x,))
+    reduced = remove_channels(net, masks, example=(x,))
     assert all(
         torch.equal(a, b)
         for a, b in zip(net.parameters(), before.parameters(), strict=True)
@@ -221,7 +221,7 @@ def test_the_smaller_network_is_the_same_function(name, density):
 @pytest.mark.parametrize("name", ["vgg", "resnet-B", "depthwise"])
 def test_gradients_are_those_of_the_masked_network(name):
     net, masks, x = masked(NETS[name], 0.5)
-    reduced = remove_channels(net, masks, (x,))
+    reduced = remove_channels(net, masks, example=(x,))
     twin = reduced.network.train()
     net.train()(x).square().sum().backward()
     twin(x).square().sum().backward()
@@ -242,7 +242,7 @@ def test_gradients_are_those_of_the_masked_network(name):
 
 def test_a_chain_becomes_a_chain_of_the_counted_sizes():
     net, masks, x = masked(vgg, 0.5)
-    reduced = remove_channels(net, masks, (x,)).network
+    reduced = remove_channels(net, masks, example=(x,)).network
     a, b, c, d = (int(masks[name].sum()) for name in ("1", "5", "8", "13"))
     shapes = {n: tuple(p.shape) for n, p in reduced.named_parameters() if p.ndim > 1}
     assert shapes == {
@@ -259,7 +259,7 @@ def test_a_chain_becomes_a_chain_of_the_counted_sizes():
 
 def test_residual_sums_hold_the_union():
     net, masks, x = masked(NETS["resnet-B"], 0.3)
-    reduced = remove_channels(net, masks, (x,)).network
+    reduced = remove_channels(net, masks, example=(x,)).network
     stem = masks["stem_norm"] | masks["stage1_block1.norm2"]
     second = reduced.get_submodule("stage1_block2.conv1")
     assert second.in_channels == int(stem.sum())
@@ -271,14 +271,14 @@ def test_shared_modules_stay_whole_and_are_named():
     masks["again"] = torch.tensor([True, False, True, False])
     net.again.weight.data.mul_(masks["again"])
     net.again.bias.data.mul_(masks["again"])
-    reduced = remove_channels(net, masks, (x,))
+    reduced = remove_channels(net, masks, example=(x,))
     assert reduced.unreached == ("again",)
     assert reduced.network.get_submodule("conv").out_channels == 4
 
 
 def test_a_smaller_network_trains_and_copies():
     net, masks, x = masked(NETS["resnet-B"], 0.5)
-    reduced = copy.deepcopy(remove_channels(net, masks, (x,)).network).train()
+    reduced = copy.deepcopy(remove_channels(net, masks, example=(x,)).network).train()
     sgd = torch.optim.SGD(reduced.parameters(), lr=1e-3)
     before = float(reduced(x).square().sum().detach())
     for _ in range(3):
@@ -335,7 +335,7 @@ class Rereading(nn.Module):
 def test_graphs_that_cannot_be_followed_are_refused(make, message):
     net, masks, x = masked(make, 0.5)
     with pytest.raises(InvalidInputError, match=message):
-        remove_channels(net, masks, (x,))
+        remove_channels(net, masks, example=(x,))
 
 
 @pytest.mark.parametrize(
