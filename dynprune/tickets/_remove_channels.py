@@ -28,7 +28,9 @@ class Reduced:
     """Hold a network without its masked channels.
 
     Args:
-        network: The smaller network, in the mode of the whole one.
+        network: The smaller network, in the mode of the whole one and of its class;
+            where channels had to be filled up with zeros, an ``fx.GraphModule``, or the
+            modules in it that were traced are.
         kept_items: Name of each parameter that became smaller and boolean tensor of
             the shape that it had, True = still there.
         unreached: Norms whose masked channels could not be taken out.
@@ -110,7 +112,8 @@ def remove_channels(
         removal.run()
         kept |= removal.kept
         reached |= walk.reached
-        made = _placed(made, name, graph)
+        if removal.maps:
+            made = _placed(made, name, graph)
     compared(before, made, example, roundings=_ROUNDINGS)
     for name, part in made.named_modules():
         part.training = modes.get(name, model.training)
@@ -160,6 +163,9 @@ def _placed(model: nn.Module, name: str, graph: fx.GraphModule) -> nn.Module:
 class _Removal:
     """Rewrite a graph so that each node has the channels that its axis holds.
 
+    Its modules, which are those of the network, become smaller in any case; without
+    maps the network's own code fits them.
+
     Args:
         graph: The graph; changed in place, and so are its modules.
         walk: What is known of it.
@@ -168,7 +174,7 @@ class _Removal:
     def __init__(self, graph: fx.GraphModule, walk: Walk) -> None:
         self.kept: dict[str, Tensor] = {}
         self._graph, self._walk = graph, walk
-        self._maps = 0
+        self.maps = 0
 
     def run(self) -> None:
         """Rewrite every node."""
@@ -204,8 +210,8 @@ class _Removal:
         after = torch.ones_like(before) if after is None else after
         if len(after) != len(before) or torch.equal(before, after):
             return  # flattened: the positions of the same channels
-        name = f"channel_map_{self._maps}"
-        self._maps += 1
+        name = f"channel_map_{self.maps}"
+        self.maps += 1
         places = (torch.nonzero(part).flatten().tolist() for part in (before, after))
         made = ChannelMap(*places, dim=dim)
         self._graph.add_submodule(name, made.to(self._device))

@@ -182,15 +182,26 @@ def _graph(
 
 def _symbolic(model: nn.Module) -> fx.GraphModule:
     whole: set[nn.Module] = set()
-    # inner modules first: one that cannot be traced reads all its channels
-    for module in reversed(list(model.modules())):
-        own = module.__module__.split(".")[:2] != ["torch", "nn"]
-        if module is not model and own:
-            try:
-                _Tracer(whole).trace(module)
-            except Exception:  # whatever a user's forward raises
-                whole.add(module)
-    return fx.GraphModule(model, _Tracer(whole).trace(model))
+    # numbers drawn here become constants, which the comparison, of seed 0, must see
+    with isolated(1):
+        # inner modules first: one that cannot be traced reads all its channels
+        for module in reversed(list(model.modules())):
+            own = module.__module__.split(".")[:2] != ["torch", "nn"]
+            if module is not model and own:
+                try:
+                    _traced(module, whole)
+                except Exception:  # whatever a user's forward raises
+                    whole.add(module)
+        return _traced(model, whole)
+
+
+def _traced(module: nn.Module, whole: set[nn.Module]) -> fx.GraphModule:
+    before = set(vars(module))
+    try:
+        return fx.GraphModule(module, _Tracer(whole).trace(module))
+    finally:
+        for name in set(vars(module)) - before:  # the tracer's constants
+            delattr(module, name)
 
 
 def shape_of(node: Any) -> tuple[int, ...]:
