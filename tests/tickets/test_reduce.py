@@ -452,14 +452,15 @@ class Lent(nn.Module):
 
 
 class Read(nn.Module):
-    """The bias of a layer is read without calling it."""
+    """The weight or bias of a layer is read without calling it."""
 
-    def __init__(self):
+    def __init__(self, slot):
         nn.Module.__init__(self)
         self.one, self.two = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 2, 3)
+        self.slot = slot
 
     def forward(self, x):
-        return self.two(self.one(x)) + self.one.bias.sum()
+        return self.two(self.one(x)) + self.one.get_parameter(self.slot).cos().sum()
 
 
 def over_features(pool, units):
@@ -484,7 +485,8 @@ STAYING = {
     "subclass of a norm": (own_norm, "0"),
     "parametrised reader": (parametrised, "0"),
     "called by another": (Lent, "one"),
-    "bias read": (Read, "one"),
+    "bias read": (lambda: Read("bias"), "one"),
+    "weight read": (lambda: Read("weight"), "one"),
 }
 
 

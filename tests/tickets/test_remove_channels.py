@@ -410,6 +410,30 @@ def test_what_is_zero_now_but_need_not_stay_so_is_kept():
     assert torch.allclose(twin.get_submodule("fc").weight.grad, slope, rtol=1e-10)
 
 
+class Product(nn.Module):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.a, self.norm_a = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.b, self.norm_b = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(4, 2, 3)
+
+    def forward(self, x):
+        return self.last(self.norm_a(self.a(x)) * self.norm_b(self.b(x)))
+
+
+def test_a_product_of_channels_that_never_meet_keeps_one_of_zeros():
+    net, masks, x = masked(Product, 1.0)
+    masks = {"norm_a": torch.arange(4) > 1, "norm_b": torch.arange(4) < 2}
+    with torch.no_grad():
+        for name, mask in masks.items():
+            net.get_submodule(name).weight.mul_(mask)
+            net.get_submodule(name).bias.mul_(mask)
+    small = remove_channels(net, masks, example=x).network
+    assert small.get_submodule("last").in_channels == 1
+    assert small.get_submodule("a").out_channels == 2
+    assert torch.allclose(small(x), net(x), atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("p", [0.0, 0.5], ids=str)
 @pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout])
 def test_dropout_passes_zeros_unless_it_drops_to_another_value(kind, p):
