@@ -460,7 +460,7 @@ class Read(nn.Module):
         self.slot = slot
 
     def forward(self, x):
-        return self.two(self.one(x)) + self.one.get_parameter(self.slot).cos().sum()
+        return self.two(self.one(x)) + getattr(self.one, self.slot).cos().sum()
 
 
 def over_features(pool, units):
