@@ -454,13 +454,15 @@ class Lent(nn.Module):
 class Read(nn.Module):
     """The weight or bias of a layer is read without calling it."""
 
-    def __init__(self, slot):
+    def __init__(self, layer, slot):
         nn.Module.__init__(self)
         self.one, self.two = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 2, 3)
-        self.slot = slot
+        self.place = layer, slot
 
     def forward(self, x):
-        return self.two(self.one(x)) + getattr(self.one, self.slot).cos().sum()
+        layer, slot = self.place
+        read = getattr(getattr(self, layer), slot)
+        return self.two(self.one(x)) + read.cos().sum()
 
 
 def over_features(pool, units):
@@ -485,8 +487,8 @@ STAYING = {
     "subclass of a norm": (own_norm, "0"),
     "parametrised reader": (parametrised, "0"),
     "called by another": (Lent, "one"),
-    "bias read": (lambda: Read("bias"), "one"),
-    "weight read": (lambda: Read("weight"), "one"),
+    "bias read": (lambda: Read("one", "bias"), "one"),
+    "weight read": (lambda: Read("two", "weight"), "one"),
 }
 
 
