@@ -28,9 +28,10 @@ def reduce(ticket: Ticket, model: nn.Module, *, example: Example) -> Export:
 
     Followed are Linear, ungrouped and depthwise Conv, BatchNorm, pointwise activations,
     pooling, flattening, concatenation, addition and multiplication; what reads a tensor
-    in another way (LayerNorm, attention, a shared module) keeps all of its units. Where
-    torch.fx cannot trace the network, the modules in it that it can trace are followed
-    each for itself, such as the feed-forward modules of a transformer.
+    in another way (LayerNorm, attention, a subclass, a shared or parametrised module)
+    keeps all of its units. Where torch.fx cannot trace the network, the modules in it
+    that it can trace are followed each for itself, such as the feed-forward modules of
+    a transformer.
 
     Args:
         ticket: Its masks; not its state.
