@@ -57,8 +57,9 @@ def early_bird(
     :math:`\max(1, \lfloor d C + \tfrac{1}{2} \rfloor)` are kept, ties to the lower
     index. The ticket is drawn when the newest mask differs from each of the
     ``window - 1`` before it in at most ``tolerance`` of the entries and keeps anything.
-    Then the channels are taken out: ``result.network`` is a smaller network with the
-    function of the masked one (γ = β = 0 there).
+    Then :func:`dynprune.tickets.remove_channels` takes the channels out:
+    ``result.network`` is a smaller network with the function of the masked one
+    (γ = β = 0 there).
 
     ``unit="weight"`` applies the same stopping rule to the masks of largest weights,
     over all layers, without penalty: our extension, for networks without batch norm.

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynprune.core import NumericalWarning, isolated
-from dynprune.pruning._remove_channels import remove_channels
+from dynprune.core import InvalidInputError, NumericalWarning, isolated
+from dynprune.pruning._from_scores import full_state
 from dynprune.pruning._scales import scales
-from dynprune.pruning._trace import example_inputs, trace
-from dynprune.system import GradientSystem
+from dynprune.system import GradientSystem, is_resident
+from dynprune.tickets import Reduced, remove_channels
 
 
 @final
@@ -43,17 +43,29 @@ class SmallerNet:
     """Take channels out of a system's network.
 
     Args:
-        system: The system; it is traced now, so that a graph that cannot be followed
+        system: The system; it is tried now, so that a graph that cannot be followed
             is refused before anything is trained.
 
     Raises:
-        InvalidInputError: If the graph cannot be followed.
+        InvalidInputError: If no channel of any norm can be taken out.
     """
 
     def __init__(self, system: GradientSystem) -> None:
         self._system = system
-        self._inputs = example_inputs(system)
-        trace(system.module, self._inputs)
+        self._inputs = _example_inputs(system)
+        names = scales(system)
+        state = full_state(system, system.state)
+        first = {
+            name: torch.arange(state[name].numel()).view(state[name].shape) == 0
+            for name in names
+        }
+        _, tried = self._reduced(first, state, system.buffers)
+        if len(tried.unreached) == len(names):
+            raise InvalidInputError(
+                f"Channels of {list(tried.unreached)} cannot be taken out: the norms "
+                "are shared, not torch's own, or in modules that torch.fx cannot "
+                "follow. Pass unit='weight', which needs no graph."
+            )
 
     def without(
         self,
@@ -75,20 +87,12 @@ class SmallerNet:
             NumericalWarning: If a norm lost all its channels, or channels stay.
         """
         names = scales(self._system)
-        net = _filled(self._system.module, state, buffers)
-        lost: dict[str, Tensor] = {}
+        net, reduced = self._reduced(masks, state, buffers)
         own = {id(part): name for name, part in net.named_parameters()}
-        with torch.no_grad():
-            for name, mask in masks.items():
-                norm = net.get_submodule(names[name])
-                for slot in ("weight", "bias"):
-                    part = norm.get_parameter(slot)
-                    part.mul_(mask.to(part))
-                    lost[own[id(part)]] = mask
-        chosen = {names[name]: mask for name, mask in masks.items()}
-        reduced = remove_channels(net, chosen, self._inputs)
-        lost |= dict(reduced.kept_items)
-        empty = [name for name, mask in chosen.items() if not bool(mask.any())]
+        lost = reduced.kept
+        for name, mask in masks.items():
+            lost[name] = lost[own[id(net.get_submodule(names[name]).bias)]] = mask
+        empty = [names[name] for name, mask in masks.items() if not bool(mask.any())]
         if empty or reduced.unreached:
             warnings.warn(
                 f"No channel is left of {empty or 'no norm'}: the first of each stays, "
@@ -98,7 +102,7 @@ class SmallerNet:
                 NumericalWarning,
                 stacklevel=3,
             )
-        flops = self._flops(net), self._flops(reduced.network)
+        flops = self._flops(net), self._flops(reduced.network.eval())
         prunable, trained = self._system.prunable, set(self._system.names)
         alive = {n: torch.ones_like(state[n], dtype=torch.bool) for n in prunable}
         return Built(
@@ -106,6 +110,28 @@ class SmallerNet:
             masks=alive | {n: m for n, m in lost.items() if n in trained},
             flops=flops,
         )
+
+    def _reduced(
+        self,
+        masks: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+    ) -> tuple[nn.Module, Reduced]:
+        names = scales(self._system)
+        net = _filled(self._system.module, state, buffers)
+        with torch.no_grad():
+            for name, mask in masks.items():
+                norm = net.get_submodule(names[name])
+                for slot in ("weight", "bias"):
+                    part = norm.get_parameter(slot)
+                    part.mul_(mask.to(part))
+        keep = {names[name]: mask for name, mask in masks.items()}
+        try:
+            return net, remove_channels(net, keep, example=self._inputs)
+        except InvalidInputError as error:
+            raise InvalidInputError(
+                f"{error} Or pass unit='weight', which needs no graph."
+            ) from error
 
     def _flops(self, net: nn.Module) -> float:
         leaves: list[Any] = pytree.tree_leaves(self._inputs)
@@ -127,3 +153,28 @@ def _filled(
         for name, value in state.items():
             own[name].copy_(value)
     return net
+
+
+def _example_inputs(system: GradientSystem) -> tuple[Any, ...]:
+    # what the network is called with on the first batch, cut to two examples
+    net = copy.deepcopy(system.module)
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    net.register_forward_pre_hook(
+        lambda _module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+    )
+    batch = next(system.batches())
+    if is_resident(batch):  # two examples say all there is to know of shapes
+        batch = tuple(part[:2] for part in batch)
+    with torch.no_grad(), isolated(0):
+        if system.batch_loss is not None:
+            system.batch_loss(net, batch)
+        else:
+            net(batch[0])
+    if not seen or seen[0][1]:
+        found = f"the keywords {sorted(seen[0][1])}" if seen else "no arguments at all"
+        raise InvalidInputError(
+            f"The loss calls the network with {found}; its graph is followed from "
+            "positional arguments. Wrap it so that it takes tensors by position, or "
+            "pass unit='weight'."
+        )
+    return seen[0][0]

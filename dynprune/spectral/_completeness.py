@@ -8,7 +8,8 @@ from dynprune.operators import AbstractOperator
 from dynprune.spectral._basis import Complement
 from dynprune.spectral._checkpoint import Checkpoint
 from dynprune.spectral._enclosures import Ritz, rayleigh_ritz
-from dynprune.spectral._lanczos import Krylov, lanczos, random_block, wanted
+from dynprune.spectral._lanczos import Krylov, lanczos, wanted
+from dynprune.spectral._recursion import random_block
 from dynprune.spectral._search import Search
 
 _COARSE = 1e-4

@@ -9,8 +9,8 @@ from dynprune.core import Outcome, Provenance, unknown
 from dynprune.operators import AbstractOperator
 from dynprune.spectral._diagonal_results import Diagonal
 from dynprune.spectral._exchangeable import left_out
-from dynprune.spectral._lanczos import finite
 from dynprune.spectral._orthonormal import orthonormal
+from dynprune.spectral._recursion import finite
 from dynprune.spectral._sketch import symmetric
 from dynprune.spectral._trace import check_budget, signs
 from dynprune.spectral._whole import whole_diagonal

@@ -17,7 +17,8 @@ from dynprune.spectral._basis import Complement
 from dynprune.spectral._checkpoint import Checkpoint, digest
 from dynprune.spectral._completeness import complete as completed
 from dynprune.spectral._enclosures import Recurrence, Ritz, enclose, rayleigh_ritz
-from dynprune.spectral._lanczos import Krylov, Which, finite, lanczos, wanted
+from dynprune.spectral._lanczos import Krylov, Which, lanczos, wanted
+from dynprune.spectral._recursion import finite
 from dynprune.spectral._results import Eigenpairs
 from dynprune.spectral._search import Search, Verify, check, complement, first_block
 

@@ -10,7 +10,7 @@ from dynprune.core import InvalidInputError, derive_seed, generator
 from dynprune.operators import AbstractOperator
 from dynprune.spectral._columns import dots
 from dynprune.spectral._eigenpairs import eigenpairs
-from dynprune.spectral._lanczos import finite
+from dynprune.spectral._recursion import finite
 from dynprune.spectral._results import Eigenpairs
 
 _TOL = 1e-4

@@ -9,7 +9,8 @@ from torch import Tensor
 from dynprune.core import InvalidInputError, derive_seed, generator, unknown
 from dynprune.operators import AbstractOperator
 from dynprune.spectral._basis import Complement
-from dynprune.spectral._lanczos import Which, random_block
+from dynprune.spectral._lanczos import Which
+from dynprune.spectral._recursion import random_block
 
 Verify = Literal["one", "all"]
 TEST_BLOCK = 4

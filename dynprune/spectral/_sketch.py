@@ -6,10 +6,9 @@ from torch import Tensor
 from dynprune.operators import AbstractOperator
 from dynprune.spectral._columns import dots
 from dynprune.spectral._exchangeable import Sketch, left_out
-from dynprune.spectral._krylov import refuse_skew
-from dynprune.spectral._lanczos import finite
 from dynprune.spectral._orthonormal import orthonormal
 from dynprune.spectral._quadrature import isotropic
+from dynprune.spectral._recursion import finite, refuse_skew
 
 
 def sketch(op: AbstractOperator, count: int, *, seed: int, power: int) -> Sketch:

@@ -17,9 +17,9 @@ from dynprune.operators import AbstractOperator
 from dynprune.spectral._columns import dots
 from dynprune.spectral._exchangeable import exchangeable
 from dynprune.spectral._intervals import around, check_level, student
-from dynprune.spectral._lanczos import finite
 from dynprune.spectral._orthonormal import orthonormal
 from dynprune.spectral._quadrature import isotropic
+from dynprune.spectral._recursion import finite
 from dynprune.spectral._sketch import sketch
 from dynprune.spectral._trace_results import Trace
 from dynprune.spectral._whole import whole_diagonal

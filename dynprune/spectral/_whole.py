@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dynprune.operators import AbstractOperator
 from dynprune.spectral._columns import dots
-from dynprune.spectral._lanczos import finite
+from dynprune.spectral._recursion import finite
 
 _COLUMNS = 64
 

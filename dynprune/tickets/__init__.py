@@ -53,6 +53,10 @@ from dynprune.tickets._reduce import (
 from dynprune.tickets._reinitialise import (
     reinitialise,
 )
+from dynprune.tickets._remove_channels import (
+    Reduced,
+    remove_channels,
+)
 from dynprune.tickets._shuffle import (
     shuffle,
 )
@@ -71,6 +75,7 @@ __all__ = [
     "GraphMeasures",
     "Matched",
     "Reading",
+    "Reduced",
     "SparseLinear",
     "Ticket",
     "broadcast",
@@ -86,6 +91,7 @@ __all__ = [
     "path_norm",
     "reduce",
     "reinitialise",
+    "remove_channels",
     "remove_units",
     "shuffle",
     "squeeze",

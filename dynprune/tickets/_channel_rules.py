@@ -12,10 +12,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from dynprune.tickets._channels import Axis, constant
 
-_POINTWISE = (
+_POINTWISE = frozenset({
     nn.CELU,
     nn.ELU,
     nn.GELU,
+    nn.Hardshrink,
     nn.Hardsigmoid,
     nn.Hardswish,
     nn.Hardtanh,
@@ -29,35 +30,45 @@ _POINTWISE = (
     nn.SiLU,
     nn.Sigmoid,
     nn.Softplus,
+    nn.Softshrink,
     nn.Softsign,
     nn.Tanh,
     nn.Tanhshrink,
-)
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-_AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-_ADAPTIVE_POOLS = (
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d,
-    nn.AdaptiveMaxPool1d,
-    nn.AdaptiveMaxPool2d,
-    nn.AdaptiveMaxPool3d,
-)
+})
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+# how many dimensions they have beyond batch and channels
+_POOLS: dict[object, int] = {
+    nn.MaxPool1d: 1,
+    nn.MaxPool2d: 2,
+    nn.MaxPool3d: 3,
+    nn.AvgPool1d: 1,
+    nn.AvgPool2d: 2,
+    nn.AvgPool3d: 3,
+    nn.AdaptiveAvgPool1d: 1,
+    nn.AdaptiveAvgPool2d: 2,
+    nn.AdaptiveAvgPool3d: 3,
+    nn.AdaptiveMaxPool1d: 1,
+    nn.AdaptiveMaxPool2d: 2,
+    nn.AdaptiveMaxPool3d: 3,
+}
+_AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
 
-def pointwise(module: nn.Module, axis: Axis) -> Axis | None:
+def pointwise(module: nn.Module, axis: Axis, *, lasting: bool) -> Axis | None:
     """Pass channels of any dimension through a module that acts on each number.
 
     Args:
         module: In eval mode.
         axis: The channels before it.
+        lasting: Whether to know only what is true in training mode, too.
 
     Returns:
         Those after it; None if it is no such module.
     """
     if type(module) in _DROPOUTS:
-        return axis
+        return zeros_only(axis) if lasting else axis
+    if type(module) is nn.AlphaDropout:  # it does not drop to zero
+        return replace(axis, fixed=axis.fixed & (not lasting))
     if type(module) not in _POINTWISE:
         return None
     plain = copy.deepcopy(module).double()
@@ -66,35 +77,45 @@ def pointwise(module: nn.Module, axis: Axis) -> Axis | None:
     return mapped(axis, plain)
 
 
-def channelwise(module: nn.Module, axis: Axis, shape: tuple[int, ...]) -> Axis | None:
+def channelwise(
+    module: nn.Module, axis: Axis, shape: tuple[int, ...], *, lasting: bool
+) -> Axis | None:
     """Pass channels in dimension 1 through a module that does not mix them.
 
     Args:
         module: In eval mode.
         axis: The channels before it.
         shape: Of the tensor before it.
+        lasting: Whether to know only what is true in training mode and whatever
+            becomes of the parameters.
 
     Returns:
         Those after it; None if it mixes them, or is not known.
     """
     kind = type(module)
     if isinstance(module, _BatchNorm):
-        return _normed(axis, module)
+        none = replace(axis, fixed=torch.zeros_like(axis.fixed))
+        return none if lasting else _normed(axis, module)
     if isinstance(module, nn.PReLU):
+        if lasting:
+            return zeros_only(axis)
         slope = module.weight.detach().cpu().double()
         return mapped(axis, lambda v: torch.where(v < 0, slope * v, v))
     if isinstance(module, _ConvNd):
-        return _depthwise(axis, module)
+        return _depthwise(axis, module, lasting=lasting)
     if isinstance(module, nn.Flatten):
-        whole = module.start_dim == 1 and module.end_dim == -1
+        whole = module.start_dim == 1 and module.end_dim in {-1, len(shape) - 1}
         return flattened(axis, shape) if whole else None
-    if kind in (*_MAX_POOLS, *_ADAPTIVE_POOLS):
-        return None if getattr(module, "return_indices", False) else axis
-    if kind in _AVERAGE_POOLS:
+    if kind in _POOLS:
+        places = getattr(module, "return_indices", False)
+        if places or len(shape) != 2 + _POOLS[kind]:
+            return None
+        if kind not in _AVERAGES:
+            return axis
         padding = module.padding
         plain = not any(padding if isinstance(padding, tuple) else (padding,))
         override = getattr(module, "divisor_override", None)
-        return axis if plain and override is None else padded(axis)
+        return axis if plain and override is None else zeros_only(axis)
     return None
 
 
@@ -125,8 +146,10 @@ def mapped(axis: Axis, function: Callable[[Tensor], Tensor]) -> Axis:
         return replace(axis, values=function(axis.values))
 
 
-def padded(axis: Axis) -> Axis:
-    """Pass channels through windows that average zeros in at the border.
+def zeros_only(axis: Axis) -> Axis:
+    """Pass channels through what keeps zeros, but no other constant.
+
+    Such as windows that average zeros in at the border.
 
     Args:
         axis: The channels.
@@ -134,7 +157,7 @@ def padded(axis: Axis) -> Axis:
     Returns:
         The same, fixed where they are zero.
     """
-    return replace(axis, fixed=axis.fixed & (axis.values == 0))
+    return replace(axis, fixed=~axis.held)
 
 
 def flattened(axis: Axis, shape: tuple[int, ...]) -> Axis:
@@ -156,9 +179,11 @@ def flattened(axis: Axis, shape: tuple[int, ...]) -> Axis:
     )
 
 
-def _depthwise(axis: Axis, module: _ConvNd) -> Axis | None:
+def _depthwise(axis: Axis, module: _ConvNd, *, lasting: bool) -> Axis | None:
     if module.groups != len(axis.ids) or module.groups != module.out_channels:
         return None
+    if lasting:
+        return replace(axis, fixed=~axis.held & (module.bias is None))
     weight = module.weight.detach().cpu().double().flatten(1)
     bias = 0.0 if module.bias is None else module.bias.detach().cpu().double()
     silent = ~(weight != 0).any(1)

@@ -6,11 +6,11 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from dynprune.core import InvalidInputError
 from dynprune.tickets._apply import listed
+from dynprune.tickets._shrink import shrink_, shrink_channelwise_, weight_of
 
 
 @final
@@ -29,6 +29,11 @@ class Axis:
     ids: Tensor
     fixed: Tensor
     values: Tensor
+
+    @property
+    def held(self) -> Tensor:
+        """Whether the position is anything but zero for all inputs; ``(C,)``."""
+        return ~(self.fixed & (self.values == 0))
 
     def __repr__(self) -> str:
         """Return one line."""
@@ -74,7 +79,8 @@ class Layer:
         """
         if self.inputs is None or not bool(positions.any()):
             return torch.zeros(len(self.links), dtype=torch.float64)
-        weight = self.module.weight.detach()[:, positions.to(self.module.weight.device)]
+        weight = weight_of(self.module)
+        weight = weight[:, positions.to(weight.device)]
         sums = weight.cpu().double().flatten(2).sum(2) if weight.ndim > 2 else weight
         return sums.cpu().double() @ self.inputs.values[positions]
 
@@ -188,9 +194,9 @@ class Channels:
             if layer.inputs is not None:
                 columns = needed[layer.inputs.ids]
             added = layer.fold(layer.constant & ~columns)
-            _shrink_(layer.module, rows, columns, added)
+            shrink_(layer.module, rows, columns, added)
         for module, ids in self.channelwise.values():
-            _shrink_channelwise_(module, needed[ids])
+            shrink_channelwise_(module, needed[ids])
 
     def without(self, keep: Mapping[str, Tensor]) -> Tensor:
         """Read which units a user wants to keep.
@@ -256,46 +262,10 @@ def constant(module: "nn.Linear | _ConvNd", inputs: Axis) -> Tensor:
 
 
 def _pads_zeros(module: "nn.Linear | _ConvNd") -> bool:
+    if isinstance(module, _ConvTransposeNd):
+        return True  # fewer taps reach the border
     if isinstance(module, nn.Linear) or module.padding_mode != "zeros":
         return False
     if isinstance(module.padding, str):
         return module.padding != "valid" and any(k > 1 for k in module.kernel_size)
     return any(module.padding)
-
-
-def _shrink_(
-    module: "nn.Linear | _ConvNd", rows: Tensor, columns: Tensor, added: Tensor
-) -> None:
-    place = module.weight.device
-    rows, columns = rows.to(place), columns.to(place)
-    weight = module.weight.detach()[rows][:, columns].contiguous()
-    old = module.bias
-    if old is not None or bool(added[rows.cpu()].any()):
-        bias = added[rows.cpu()].to(place)
-        if old is not None:
-            bias = bias + old.detach()[rows].double()
-        learned = old.requires_grad if old is not None else module.weight.requires_grad
-        module.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=learned)
-    module.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
-    else:
-        module.out_channels, module.in_channels = weight.shape[:2]
-
-
-def _shrink_channelwise_(module: nn.Module, kept: Tensor) -> None:
-    count = int(kept.sum())
-    for store in (module._parameters, module._buffers):
-        for name, part in store.items():
-            if part is None or part.shape[:1] != kept.shape:
-                continue
-            small: Tensor = part.detach()[kept.to(part.device)].clone()
-            if isinstance(part, nn.Parameter):
-                small = nn.Parameter(small, requires_grad=part.requires_grad)
-            setattr(module, name, small)
-    if isinstance(module, _BatchNorm):
-        module.num_features = count
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = count
-    elif isinstance(module, _ConvNd):
-        module.in_channels = module.out_channels = module.groups = count

@@ -1,54 +1,28 @@
 """How the units of layers flow through a network's graph."""
 
 import operator
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from dynprune.core import InvalidInputError
+from dynprune.tickets._changeable import Changeable, plain
 from dynprune.tickets._channel_rules import (
     channelwise,
-    flattened,
     has_channels,
     mapped,
-    padded,
     pointwise,
 )
 from dynprune.tickets._channels import Axis, Channels, Layer
-from dynprune.tickets._trace import Example, graphs, shape_of, word
+from dynprune.tickets._function_rules import called, reads_batch_size
+from dynprune.tickets._shrink import weight_of
+from dynprune.tickets._trace import Example, check_hooks, graphs, shape_of, word
 
-_POINTWISE: dict[Any, Callable[..., Tensor]] = {
-    function: function
-    for function in (
-        functional.celu,
-        functional.elu,
-        functional.gelu,
-        functional.hardsigmoid,
-        functional.hardswish,
-        functional.hardtanh,
-        functional.leaky_relu,
-        functional.logsigmoid,
-        functional.mish,
-        functional.relu,
-        functional.relu6,
-        functional.selu,
-        functional.sigmoid,
-        functional.silu,
-        functional.softplus,
-        functional.softsign,
-        functional.tanh,
-        torch.abs,
-        torch.relu,
-        torch.sigmoid,
-        torch.tanh,
-    )
-} | {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 _BINARY: dict[Any, Callable[..., Tensor]] = {
     operator.add: torch.add,
     operator.iadd: torch.add,
@@ -62,7 +36,7 @@ _BINARY: dict[Any, Callable[..., Tensor]] = {
     "mul": torch.mul,
     operator.truediv: torch.div,
 }
-_AS_IT_IS = {"contiguous", "detach", "clone"}
+CATS = frozenset({torch.cat, torch.concat})
 _IN_PLACE = (operator.iadd, operator.imul, operator.isub, operator.itruediv)
 
 
@@ -80,68 +54,79 @@ def follow(model: nn.Module, example: Example) -> Channels:
         InvalidInputError: If torch.fx cannot trace the network, it has forward hooks,
             or a tensor is read after it was changed in place.
     """  # noqa: DOC502 - raised by graphs and the walk
+    check_hooks(model)
     channels = Channels()
-    owners = Counter(
-        id(part)
-        for module in model.modules()
-        for part in module.parameters(recurse=False)
-    )
-    tied = {one for one, count in owners.items() if count > 1}
     for name, graph in graphs(model, example).items():
-        walk = _Walk(channels, model.get_submodule(name), graph, name=name, tied=tied)
-        for node in graph.graph.nodes:
-            walk.visit(node)
+        Walk(channels, model, graph, name=name).run()
     return channels
 
 
 @final
-class _Walk:
-    """Visit the nodes of a graph in order.
+class Walk:
+    """Visit the nodes of a graph in order and find the channels of each.
+
+    With ``zeros`` it knows no constants but zeros, and those only that stay zero in
+    training mode and whatever becomes of the parameters: what batch norms of scale and
+    shift zero put out, and what nothing but such a norm reads.
 
     Args:
         channels: Where to write what is found.
-        module: The network, or a module in it.
-        graph: Its graph, with shapes.
-        name: Its name in the network.
-        tied: Ids of parameters that several modules have.
+        model: The network.
+        graph: That of the network or of a module in it, with shapes.
+        name: The module's name in the network.
+        zeros: Batch norm to boolean tensor, True = scale and shift stay as they are,
+            not zero.
     """
 
     def __init__(
         self,
         channels: Channels,
-        module: nn.Module,
+        model: nn.Module,
         graph: fx.GraphModule,
         *,
         name: str,
-        tied: set[int],
+        zeros: Mapping[str, Tensor] | None = None,
     ) -> None:
+        module = model.get_submodule(name)
         self.channels = channels
+        self.axes: dict[fx.Node, Axis] = {}
+        self.layers: dict[fx.Node, Layer] = {}
+        self.reached: set[str] = set()
+        self.nodes: list[fx.Node] = list(graph.graph.nodes)
         self._start = f"{name}." if name else ""
-        self._tied = tied
+        self._zeros = zeros
         self._modules = dict(module.named_modules())
-        self._axes: dict[fx.Node, Axis] = {}
-        calls = [n.target for n in graph.graph.nodes if n.op == "call_module"]
-        self._calls = Counter(calls)
-        self._order = {node: i for i, node in enumerate(graph.graph.nodes)}
+        self._changeable = Changeable.of(model, module, graph)
+        self._order = {node: i for i, node in enumerate(self.nodes)}
 
-    def visit(self, node: fx.Node) -> None:
-        """Find the channels of a node from those of its arguments.
+    def run(self) -> None:
+        """Visit every node."""
+        for node in self.nodes:
+            self._visit(node)
+
+    def name_of(self, node: fx.Node) -> str:
+        """Return the name of a module in the network.
 
         Args:
-            node: The next one.
+            node: Its call.
+
+        Returns:
+            The name.
         """
+        return f"{self._start}{node.target}"
+
+    def _visit(self, node: fx.Node) -> None:
         self._check_in_place(node)
         found: Axis | None = None
         if node.op == "call_module":
             found = self._module(node)
         elif node.op in {"call_function", "call_method"}:
             found = self._call(node)
-        if found is None:
-            if not _reads_batch_size(node):
-                for part in node.all_input_nodes:
-                    self.channels.stay(self._axes.get(part), word(node))
-        else:
-            self._axes[node] = found
+        if found is not None:
+            self.axes[node] = found
+        elif not reads_batch_size(node):
+            for part in node.all_input_nodes:
+                self.channels.stay(self.axes.get(part), word(node))
 
     def _check_in_place(self, node: fx.Node) -> None:
         changed = node.target in _IN_PLACE or bool(node.kwargs.get("inplace"))
@@ -154,54 +139,102 @@ class _Walk:
             later = [n for n in first.users if self._order[n] > self._order[node]]
             if later:
                 raise InvalidInputError(
+                    "Taking units out could have changed the network's outputs: "
                     f"{word(node)} changes a tensor in place that {word(later[0])} "
                     "reads afterwards, so the graph does not say what it reads. Use "
                     "the form that is not in place, or export with ticket.to_dense."
                 )
 
     def _axis(self, part: Any) -> Axis | None:
-        return self._axes.get(part) if isinstance(part, fx.Node) else None
+        return self.axes.get(part) if isinstance(part, fx.Node) else None
+
+    def _whole(self, part: Any, dim: int, why: fx.Node) -> Axis | None:
+        # channels of a tensor that comes from elsewhere: all of them stay
+        shape = shape_of(part)
+        if self._axis(part) is not None or dim >= len(shape):
+            return None
+        axis = _varying(self.channels.fresh(shape[dim]), dim)
+        self.channels.stay(axis, word(why))
+        return axis
 
     # -- modules ----------------------------------------------------------------------
 
     def _module(self, node: fx.Node) -> Axis | None:
         module = self._modules[str(node.target)]
-        if len(node.args) != 1 or node.kwargs:
+        if len(node.args) != 1 or node.kwargs or not plain(module):
             return None
-        held = [*module.parameters(), *module.buffers()]
-        if held and self._calls[node.target] > 1:
-            return None  # one set of weights would have to fit several inputs
-        if any(id(part) in self._tied for part in held):
+        if not self._may_change(node, module):
             return None
-        axis, kind = self._axis(node.args[0]), type(module)
-        if isinstance(module, nn.Linear) and kind is nn.Linear:
-            if axis is not None and axis.dim != len(shape_of(node.args[0])) - 1:
+        axis, shape = self._axis(node.args[0]), shape_of(node.args[0])
+        if type(module) is nn.Linear:
+            if axis is not None and axis.dim != len(shape) - 1:
                 return None
-            return self._layer(node, module, axis, dim=len(shape_of(node)) - 1)
+            return self._layer(node, module, axis, dim=len(shape) - 1)
         if isinstance(module, _ConvNd):
-            if isinstance(module, _ConvTransposeNd):
-                return None
-            if len(shape_of(node)) != len(module.kernel_size) + 2:
+            if len(shape) != len(module.kernel_size) + 2:
                 return None  # no batch dimension
-            if module.groups == 1 and (axis is None or axis.dim == 1):
+            if module.groups == 1:
+                if axis is not None and axis.dim != 1:
+                    return None
                 return self._layer(node, module, axis, dim=1)
+        if axis is None and has_channels(module):
+            axis = self._whole(node.args[0], 1, node)
         if axis is None:
             return None
-        found = pointwise(module, axis)
+        lasting = self._zeros is not None
+        found = pointwise(module, axis, lasting=lasting)
         if found is not None or axis.dim != 1:
             return found
-        found = channelwise(module, axis, shape_of(node.args[0]))
+        found = channelwise(module, axis, shape, lasting=lasting)
         if found is not None and has_channels(module):
-            self.channels.channelwise[f"{self._start}{node.target}"] = (
-                module,
-                axis.ids,
-            )
+            found = self._with_zeros(node, module, found)
+            self.channels.channelwise[self.name_of(node)] = (module, axis.ids)
         return found
+
+    def _may_change(self, node: fx.Node, module: nn.Module) -> bool:
+        if not [*module.parameters(), *module.buffers()]:
+            return True
+        # one that is shared would have to fit several inputs
+        name = str(node.target)
+        read = {slot.rpartition(".")[2] for slot in self._read(name)}
+        layer = type(module) is nn.Linear or getattr(module, "groups", 0) == 1
+        alone = read <= {"bias"} if layer else not read
+        return alone and name in self._changeable.names
+
+    def _read(self, name: str) -> list[str]:
+        return [r for r in self._changeable.read if r.rpartition(".")[0] == name]
+
+    def _with_zeros(self, node: fx.Node, module: nn.Module, axis: Axis) -> Axis:
+        if self._zeros is None:
+            return axis
+        mask = self._zeros.get(self.name_of(node))
+        if isinstance(module, _BatchNorm):
+            if mask is None:
+                return axis
+            self.reached.add(self.name_of(node))
+        else:
+            mask = self._read_by_norm(node)
+        if mask is None:
+            return axis
+        zero = torch.zeros_like(axis.values)
+        return _some(replace(axis, fixed=~mask | ~axis.held, values=zero))
+
+    def _read_by_norm(self, node: fx.Node) -> Tensor | None:
+        # what nothing but a norm reads may be zero where the norm puts zero out
+        user = next(iter(node.users), None)
+        if user is None or len(node.users) > 1 or user.op != "call_module":
+            return None
+        module = self._modules[str(user.target)]
+        alone = user.args == (node,) and not user.kwargs and plain(module)
+        if not alone or not self._may_change(user, module):
+            return None
+        mask = (self._zeros or {}).get(self.name_of(user))
+        return mask if isinstance(module, _BatchNorm) else None
 
     def _layer(
         self, node: fx.Node, module: "nn.Linear | _ConvNd", axis: Axis | None, dim: int
     ) -> Axis:
-        nonzero = module.weight.detach() != 0
+        nonzero = weight_of(module) != 0
         layer = Layer(
             module=module,
             rows=self.channels.fresh(len(nonzero)),
@@ -210,7 +243,14 @@ class _Walk:
             if nonzero.ndim > 2
             else nonzero.cpu(),
         )
-        self.channels.layers[f"{self._start}{node.target}"] = layer
+        self.channels.layers[self.name_of(node)] = layer
+        self.layers[node] = layer
+        bias_is_read = bool(self._read(str(node.target)))
+        if bias_is_read:
+            self.channels.stay(_varying(layer.rows, dim), f"{node.target}.bias")
+        if self._zeros is not None:
+            found, alone = _varying(layer.rows, dim), dim == 1 and not bias_is_read
+            return self._with_zeros(node, module, found) if alone else found
         values = layer.fold(layer.constant)
         if module.bias is not None:
             values = values + module.bias.detach().cpu().double()
@@ -224,48 +264,12 @@ class _Walk:
     # -- functions and methods --------------------------------------------------------
 
     def _call(self, node: fx.Node) -> Axis | None:
-        target = node.target
-        axis = self._axis(node.args[0]) if node.args else None
-        if target in {torch.cat, torch.concat}:
+        if node.target in CATS:
             return self._cat(node)
-        if target in _BINARY and len(node.args) == 2:
-            return self._binary(node, _BINARY[target])
-        if axis is None:
-            return None
-        rest = dict(node.kwargs)
-        if target in _POINTWISE:
-            if any(
-                isinstance(part, fx.Node) for part in (*node.args[1:], *rest.values())
-            ):
-                return None
-            rest.pop("inplace", None)
-            function = _POINTWISE[target]
-            return mapped(axis, lambda v: function(v, *node.args[1:], **rest))
-        if target is functional.dropout:
-            off = rest.get("training", node.args[2] if len(node.args) > 2 else True)
-            return None if off is not False else axis
-        if target in _AS_IT_IS:
-            return axis
-        if axis.dim != 1:
-            return None
-        shape = shape_of(node.args[0])
-        if target in {torch.mean, "mean", torch.amax, "amax"}:
-            dims = rest.get("dim", node.args[1] if len(node.args) > 1 else None)
-            dims = (dims,) if isinstance(dims, int) else dims
-            if dims is None or any(d % len(shape) < 2 for d in dims):  # type: ignore
-                return None
-            return axis
-        if target in {
-            functional.adaptive_avg_pool1d,
-            functional.adaptive_avg_pool2d,
-            functional.max_pool2d,
-        }:
-            return None if rest.get("return_indices") else axis
-        if target in {functional.avg_pool1d, functional.avg_pool2d, torch.avg_pool1d}:
-            return padded(axis)
-        if _is_flatten(node, shape):
-            return flattened(axis, shape)
-        return None
+        if node.target in _BINARY and len(node.args) == 2:
+            return self._binary(node, _BINARY[node.target])
+        axis = self._axis(node.args[0]) if node.args else None
+        return None if axis is None else called(node, axis)
 
     def _binary(self, node: fx.Node, function: Callable[..., Tensor]) -> Axis | None:
         a, b = (self._axis(part) for part in node.args)
@@ -283,58 +287,58 @@ class _Walk:
                     else function(v, torch.full_like(v, scalar), **node.kwargs)
                 ),
             )
-        if a is None or b is None or a.dim != b.dim:
-            return None
         first, second = (shape_of(part) for part in node.args)
-        if len(first) != len(second) or len(a.ids) != len(b.ids):
+        if (a is None and b is None) or len(first) != len(second):
+            return None
+        a = a or self._whole(node.args[0], b.dim if b else 0, node)
+        b = b or self._whole(node.args[1], a.dim if a else 0, node)
+        if a is None or b is None or a.dim != b.dim or len(a.ids) != len(b.ids):
             return None
         self.channels.unify(a.ids, b.ids)
-        return replace(
+        values = function(a.values, b.values, **node.kwargs)
+        if function is not torch.mul:
+            return replace(a, fixed=a.fixed & b.fixed, values=values)
+        zero = ~(a.held & b.held)
+        made = replace(
             a,
-            fixed=a.fixed & b.fixed,
-            values=function(a.values, b.values, **node.kwargs),
+            fixed=(a.fixed & b.fixed) | zero,
+            values=torch.where(zero, 0.0, values),
         )
+        return made if self._zeros is None else _some(made)
 
     def _cat(self, node: fx.Node) -> Axis | None:
         parts = node.args[0] if node.args else None
         dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
         if not isinstance(parts, list | tuple) or not isinstance(dim, int):
             return None
-        axes = [self._axis(part) for part in parts]
+        dim %= max(len(shape_of(node)), 1)
+        if all(self._axis(part) is None for part in parts):
+            return None
+        axes = [self._axis(part) or self._whole(part, dim, node) for part in parts]
         known = [axis for axis in axes if axis is not None]
-        if len(known) < len(axes) or any(
-            axis.dim != dim % len(shape_of(part))
-            for axis, part in zip(known, parts, strict=True)
-        ):
+        if len(known) < len(axes) or any(axis.dim != dim for axis in known):
             return None
         return Axis(
-            dim=known[0].dim,
+            dim=dim,
             ids=torch.cat([axis.ids for axis in known]),
             fixed=torch.cat([axis.fixed for axis in known]),
             values=torch.cat([axis.values for axis in known]),
         )
 
 
-def _is_flatten(node: fx.Node, shape: tuple[int, ...]) -> bool:
-    if node.target in {torch.flatten, "flatten"}:
-        start = node.kwargs.get("start_dim", node.args[1] if len(node.args) > 1 else 0)
-        end = node.kwargs.get("end_dim", node.args[2] if len(node.args) > 2 else -1)
-        return (start, end) == (1, -1) or (start, end) == (1, len(shape) - 1)
-    if node.target in {"view", "reshape"}:
-        wanted = node.args[1:]
-        flat = len(wanted) == 2 and wanted[1] == -1 and wanted[0] != -1
-        return bool(flat) and shape_of(node)[:1] == shape[:1]
-    return False
+def _varying(ids: Tensor, dim: int) -> Axis:
+    return Axis(
+        dim=dim,
+        ids=ids,
+        fixed=torch.zeros(len(ids), dtype=torch.bool),
+        values=torch.zeros(len(ids), dtype=torch.float64),
+    )
 
 
-def _reads_batch_size(node: fx.Node) -> bool:
-    if node.op == "call_method" and node.target == "size":
-        whole = len(node.args) == 1
-        return _only_first_is_read(node) if whole else bool(node.args[1] == 0)
-    if node.target is getattr and node.args[1:2] == ("shape",):
-        return _only_first_is_read(node)
-    return False
-
-
-def _only_first_is_read(node: fx.Node) -> bool:
-    return all(n.target is operator.getitem and n.args[1:] == (0,) for n in node.users)
+def _some(axis: Axis) -> Axis:
+    # no tensor is without channels
+    if bool(axis.held.any()):
+        return axis
+    fixed = axis.fixed.clone()
+    fixed[0] = False
+    return replace(axis, fixed=fixed)

@@ -3,14 +3,13 @@
 import copy
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
-from dynprune.core import InvalidInputError
 from dynprune.tickets._channels import Channels
 from dynprune.tickets._dense import to_dense
 from dynprune.tickets._export_results import Export, size
 from dynprune.tickets._follow import follow
+from dynprune.tickets._same_outputs import compared, outputs
 from dynprune.tickets._sparse import exported
 from dynprune.tickets._ticket import Ticket
 from dynprune.tickets._trace import Example
@@ -29,9 +28,10 @@ def reduce(ticket: Ticket, model: nn.Module, *, example: Example) -> Export:
 
     Followed are Linear, ungrouped and depthwise Conv, BatchNorm, pointwise activations,
     pooling, flattening, concatenation, addition and multiplication; what reads a tensor
-    in another way (LayerNorm, attention, a shared module) keeps all of its units. Where
-    torch.fx cannot trace the network, the modules in it that it can trace are followed
-    each for itself, such as the feed-forward modules of a transformer.
+    in another way (LayerNorm, attention, a subclass, a shared or parametrised module)
+    keeps all of its units. Where torch.fx cannot trace the network, the modules in it
+    that it can trace are followed each for itself, such as the feed-forward modules of
+    a transformer.
 
     Args:
         ticket: Its masks; not its state.
@@ -50,6 +50,7 @@ def reduce(ticket: Ticket, model: nn.Module, *, example: Example) -> Export:
         Three or four passes of the example; pure bookkeeping in the weights.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> kept = {"2.weight": torch.tensor([[True, False, False, True]] * 2)}
         >>> ticket = Ticket.make(kept, dict(net.named_parameters()))
@@ -58,12 +59,12 @@ def reduce(ticket: Ticket, model: nn.Module, *, example: Example) -> Export:
     """  # noqa: DOC502 - raised by to_dense and follow
     dense = to_dense(ticket.mask_items, model)
     modes = {name: part.training for name, part in dense.named_modules()}
-    before = _outputs(dense.eval(), example)
+    before = outputs(dense.eval(), example)
     sizes = {name: size(part) for name, part in dense.named_modules()}
     channels = follow(dense, example)
     units = {name: len(layer.rows) for name, layer in channels.layers.items()}
     channels.remove_(channels.needed())
-    error, scale = _compared(before, dense, example)
+    error, scale = compared(before, dense, example)
     for name, part in dense.named_modules():
         part.training = modes[name]
     small = dict(dense.named_modules())
@@ -111,6 +112,7 @@ def remove_units(
             asks for all units, or is added to one that stays.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
         >>> keep = {"0": torch.tensor([True, True, False, True])}
         >>> remove_units(net, keep, example=torch.ones(1, 3))[2]
@@ -123,50 +125,3 @@ def remove_units(
     for name, part in made.named_modules():
         part.training = modes[name]
     return made
-
-
-def _outputs(model: nn.Module, example: Example) -> list[Tensor]:
-    inputs = example if isinstance(example, tuple) else (example,)
-    try:
-        with torch.no_grad():
-            found = model(*inputs)
-    except Exception as error:  # whatever a user's forward raises
-        raise InvalidInputError(
-            f"The model cannot be called with this example ({type(error).__name__}: "
-            f"{str(error)[:200]}). Pass what its forward takes, a tuple for several "
-            "arguments."
-        ) from error
-    return [part for part in _leaves(found) if part.is_floating_point()]
-
-
-def _leaves(found: object) -> list[Tensor]:
-    if isinstance(found, Tensor):
-        return [found]
-    if isinstance(found, Mapping):
-        return [part for one in found.values() for part in _leaves(one)]
-    if isinstance(found, tuple | list):
-        return [part for one in found for part in _leaves(one)]
-    return []
-
-
-def _compared(
-    before: list[Tensor], small: nn.Module, example: Example
-) -> tuple[float, float]:
-    scale = max((float(part.abs().max()) for part in before if part.numel()), default=0)
-    error = float("inf")
-    try:
-        pairs = list(zip(before, _outputs(small, example), strict=True))
-        error = max(
-            (float((a - b).abs().max()) for a, b in pairs if a.numel()), default=0
-        )
-    except (InvalidInputError, ValueError, RuntimeError):
-        pass  # it fails, or has other outputs: as wrong as can be
-    # rounding of sums in another order; anything else is of the size of the outputs
-    allowed = max((torch.finfo(part.dtype).eps for part in before), default=0) ** 0.5
-    if not error <= allowed * max(scale, 1.0):
-        raise InvalidInputError(
-            f"The smaller network's output differs by {error:.3g} at outputs up to "
-            f"{scale:.3g}: the model does something that its graph does not show. "
-            "Export it with ticket.to_dense or dp.tickets.to_sparse."
-        )
-    return error, scale

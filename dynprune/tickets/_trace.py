@@ -4,16 +4,17 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, isolated
 from dynprune.tickets._apply import listed
 
 Example = Tensor | tuple[Any, ...]
 _MIXING = (nn.Linear, nn.modules.conv._ConvNd)
 
 
-def graphs(model: nn.Module, example: Example) -> dict[str, fx.GraphModule]:
+def graphs(
+    model: nn.Module, example: Example, *, lasting: bool = False
+) -> dict[str, fx.GraphModule]:
     """Trace a network, or else its largest modules that can be traced.
 
     Inner modules that cannot be traced stay whole. If the network itself cannot, the
@@ -22,13 +23,45 @@ def graphs(model: nn.Module, example: Example) -> dict[str, fx.GraphModule]:
     Args:
         model: In eval mode, a private copy.
         example: What it is called with; a tuple is several arguments.
+        lasting: Whether the graphs are to be trained: what depends on the mode is then
+            refused.
 
     Returns:
         Module name to its graph, with the shape of every tensor; the name of the
         network itself is empty.
 
     Raises:
-        InvalidInputError: If nothing can be traced, or there are forward hooks.
+        InvalidInputError: If nothing can be traced.
+    """
+    inputs = example if isinstance(example, tuple) else (example,)
+    try:
+        return {"": _graph(model, inputs, lasting=lasting)}
+    except Exception as error:  # whatever a user's forward raises
+        parts = _parts(model, inputs, lasting=lasting)
+        if parts:
+            return parts
+        name, why = type(model).__name__, _first_line(error)
+        if lasting:
+            raise InvalidInputError(
+                f"The graph of {name} cannot be followed by torch.fx: {why}, nor that "
+                "of any module in it. Move what depends on values, lengths or the mode "
+                "into modules of their own, such as nn.Dropout."
+            ) from error
+        raise InvalidInputError(
+            f"torch.fx cannot follow {name} with this example, nor any module in it "
+            f"({why}). Its units stay; export it with ticket.to_dense or "
+            "dp.tickets.to_sparse."
+        ) from error
+
+
+def check_hooks(model: nn.Module) -> None:
+    """Refuse a network with forward hooks.
+
+    Args:
+        model: The network.
+
+    Raises:
+        InvalidInputError: If any module has one.
     """
     hooked = [
         name or "the model itself"
@@ -40,21 +73,16 @@ def graphs(model: nn.Module, example: Example) -> dict[str, fx.GraphModule]:
             f"{listed(hooked)} have forward hooks, which may do anything. Remove them "
             "first; ticket.to_dense(model) removes those of torch.nn.utils.prune."
         )
-    inputs = example if isinstance(example, tuple) else (example,)
-    try:
-        return {"": _graph(model, inputs)}
-    except Exception as error:  # whatever a user's forward raises
-        parts = _parts(model, inputs)
-        if parts:
-            return parts
-        raise InvalidInputError(
-            f"torch.fx cannot follow {type(model).__name__} with this example, nor any "
-            f"module in it ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
-            ". Its units stay; export it with ticket.to_dense or dp.tickets.to_sparse."
-        ) from error
 
 
-def _parts(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, fx.GraphModule]:
+def _first_line(error: Exception) -> str:
+    said = (str(error).splitlines() or [""])[0][:200].rstrip(".")
+    return f"{type(error).__name__}: {said}"
+
+
+def _parts(
+    model: nn.Module, inputs: tuple[Any, ...], *, lasting: bool
+) -> dict[str, fx.GraphModule]:
     calls: dict[nn.Module, list[tuple[Any, ...] | None]] = {}
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
@@ -66,7 +94,7 @@ def _parts(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, fx.GraphModul
         for part in model.modules()
     ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), isolated(0):
             model(*inputs)
     finally:
         for handle in handles:
@@ -78,7 +106,7 @@ def _parts(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, fx.GraphModul
         if done or len(seen) != 1 or seen[0] is None or part is model:
             continue
         try:
-            graph = _graph(part, seen[0])
+            graph = _graph(part, seen[0], lasting=lasting)
         except Exception:  # whatever a user's forward raises: try the modules in it
             continue
         layers = (n for n in graph.graph.nodes if n.op == "call_module")
@@ -114,20 +142,66 @@ class _Tracer(fx.Tracer):
         )
 
 
-def _graph(model: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
-    whole: set[nn.Module] = set()
-    # inner modules first: one that cannot be traced reads all its channels
-    for module in reversed(list(model.modules())):
-        own = module.__module__.split(".")[:2] != ["torch", "nn"]
-        if module is not model and own:
-            try:
-                _Tracer(whole).trace(module)
-            except Exception:  # whatever a user's forward raises
-                whole.add(module)
-    graph = fx.GraphModule(model, _Tracer(whole).trace(model))
-    with torch.no_grad():
-        ShapeProp(graph).propagate(*inputs)
+@final
+class _Recorder(fx.Interpreter):
+    """Run a graph and note the shape of every tensor at its node."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node.
+
+        Args:
+            n: The node.
+
+        Returns:
+            Its value.
+        """
+        value = fx.Interpreter.run_node(self, n)
+        if isinstance(value, Tensor):
+            n.meta["shape"] = tuple(value.shape)
+        return value
+
+
+def _graph(
+    model: nn.Module, inputs: tuple[Any, ...], *, lasting: bool
+) -> fx.GraphModule:
+    graph = _symbolic(model)
+    if lasting:
+        modes = {part: part.training for part in model.modules()}
+        trained = _symbolic(model.train()).code
+        for part, mode in modes.items():
+            part.training = mode
+        if trained != graph.code:
+            raise InvalidInputError(
+                "it depends on self.training (functional dropout or batch norm, most "
+                "likely)"
+            )
+    with torch.no_grad(), isolated(0):
+        _Recorder(graph).run(*inputs)
     return graph
+
+
+def _symbolic(model: nn.Module) -> fx.GraphModule:
+    whole: set[nn.Module] = set()
+    # numbers drawn here become constants, which the comparison, of seed 0, must see
+    with isolated(1):
+        # inner modules first: one that cannot be traced reads all its channels
+        for module in reversed(list(model.modules())):
+            own = module.__module__.split(".")[:2] != ["torch", "nn"]
+            if module is not model and own:
+                try:
+                    _traced(module, whole)
+                except Exception:  # whatever a user's forward raises
+                    whole.add(module)
+        return _traced(model, whole)
+
+
+def _traced(module: nn.Module, whole: set[nn.Module]) -> fx.GraphModule:
+    before = set(vars(module))
+    try:
+        return fx.GraphModule(module, _Tracer(whole).trace(module))
+    finally:
+        for name in set(vars(module)) - before:  # the tracer's constants
+            delattr(module, name)
 
 
 def shape_of(node: Any) -> tuple[int, ...]:
@@ -139,8 +213,7 @@ def shape_of(node: Any) -> tuple[int, ...]:
     Returns:
         The shape; empty if it is no tensor.
     """
-    meta = node.meta.get("tensor_meta")
-    return tuple(getattr(meta, "shape", ()))
+    return tuple(node.meta.get("shape", ())) if isinstance(node, fx.Node) else ()
 
 
 def word(node: fx.Node) -> str:

@@ -353,6 +353,46 @@ def test_a_graph_that_cannot_be_followed_is_refused_before_training():
     assert found.ticket.kept == 9
 
 
+class Deciding(nn.Module):
+    """A network that cannot be traced, of modules that can."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.inner = net_of()
+
+    def forward(self, x):
+        h = self.inner(x)
+        return h if h.sum() < 1e9 else -h
+
+
+def test_modules_of_a_network_that_cannot_be_traced_become_smaller():
+    net = Deciding()
+    x, y = classes(24, 6, 3)
+    knobs = {"train": recipe(lr=0.05), "density": 0.5, "tolerance": 0.3}
+    found = early_bird(GradientSystem(net, CE, (x, y)), **knobs)
+    chain = early_bird(GradientSystem(net.inner, CE, (x, y)), **knobs)
+    assert found.parameters == chain.parameters
+    assert found.parameters[1] < found.parameters[0]
+    with torch.no_grad():
+        assert torch.equal(found.network.eval()(x), chain.network.eval()(x))
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, x):
+        return self.b(self.norm(self.a(self.norm(self.a(x)))))
+
+
+def test_norms_that_are_all_shared_are_refused_before_training():
+    system = GradientSystem(Twice().double(), CE, classes(24, 6, 3))
+    with pytest.raises(InvalidInputError, match=r"\['norm'\] cannot be taken out"):
+        early_bird(system, train=recipe(), density=0.5)
+
+
 def test_channels_without_batch_norm_are_refused_with_the_way_out():
     system = GradientSystem(small_net(), CE, classes(12, 3, 3))
     with pytest.raises(

@@ -13,7 +13,8 @@ from dynprune.core import AssumptionError, Rows
 from dynprune.operators import MatrixOperator
 from dynprune.spectral import eigenpairs
 from dynprune.spectral._basis import Complement, directions, project
-from dynprune.spectral._lanczos import lanczos, random_block
+from dynprune.spectral._lanczos import lanczos
+from dynprune.spectral._recursion import random_block
 
 ROWS = Rows.whole(500)
 

@@ -122,9 +122,11 @@ def _shares(monkeypatch):
 def _selection(monkeypatch):
     from dynprune.pruning import _select
 
-    true = _select._highest
+    true = _select.keep
     monkeypatch.setattr(
-        _select, "_highest", lambda scores, *rest: true(noise(scores), *rest)
+        _select,
+        "keep",
+        lambda scores, *rest: true([noise(part) for part in scores], *rest),
     )
 
 

@@ -424,6 +424,161 @@ def test_what_is_not_followed_stays(kind):
     assert small.one.out_features == 3
 
 
+class OwnNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return nn.BatchNorm2d.forward(self, x) + x.mean(1, keepdim=True)
+
+
+class Deciding(nn.Module):
+    """Cannot be traced, and calls a convolution that is not its own."""
+
+    def __init__(self, conv):
+        nn.Module.__init__(self)
+        self.conv = conv
+
+    def forward(self, x):
+        return self.conv(x) if x.sum() > 1e9 else 2.0 * self.conv(x)
+
+
+class Lent(nn.Module):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.start, self.one = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1)
+        self.deciding = Deciding(self.one)
+        self.two = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.two(self.one(self.deciding(self.start(x))))
+
+
+class Read(nn.Module):
+    """The weight or bias of a layer is read without calling it."""
+
+    def __init__(self, layer, slot):
+        nn.Module.__init__(self)
+        self.one, self.two = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 2, 3)
+        self.place = layer, slot
+
+    def forward(self, x):
+        layer, slot = self.place
+        read = getattr(getattr(self, layer), slot)
+        return self.two(self.one(x)) + read.cos().sum()
+
+
+def over_features(pool, units):
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(98, 8), pool, nn.Linear(units, 2), nn.ReLU()
+    )
+
+
+def own_norm():
+    return nn.Sequential(nn.Conv2d(2, 4, 3), OwnNorm(4), nn.Conv2d(4, 2, 3))
+
+
+def parametrised():
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    nn.utils.parametrizations.weight_norm(net[2])
+    return net
+
+
+STAYING = {
+    "pooled features": (lambda: over_features(nn.MaxPool1d(2), 4), "1"),
+    "overlapping pool": (lambda: over_features(nn.MaxPool1d(3, 1, 1), 8), "1"),
+    "subclass of a norm": (own_norm, "0"),
+    "parametrised reader": (parametrised, "0"),
+    "called by another": (Lent, "one"),
+    "bias read": (lambda: Read("one", "bias"), "one"),
+    "weight read": (lambda: Read("two", "weight"), "one"),
+}
+
+
+@pytest.mark.parametrize("name", STAYING)
+def test_what_only_looks_like_a_module_of_channels_stays(name):
+    make, layer = STAYING[name]
+    model = filled(make())
+    ticket = whole_units(model, [layer], 0.4, seed=1)
+    assert ticket.density < 1
+    x = torch.randn(3, 2, 7, 7, dtype=torch.float64, generator=draws(2))
+    small = check(model, ticket, x).get_submodule(layer)
+    before = model.get_submodule(layer)
+    assert small.weight.shape == before.weight.shape
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.gate, self.up = nn.Linear(3, 6), nn.Linear(3, 6)
+        self.down = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.down(functional.silu(self.gate(x)) * self.up(x))
+
+
+def test_units_behind_a_gate_that_is_zero_go():
+    model = filled(Gated())
+    with torch.no_grad():
+        model.gate.bias[[1, 4]] = 0.0
+    own = dict(model.named_parameters())
+    mask = torch.ones(6, 3, dtype=torch.bool)
+    mask[[1, 4]] = False
+    ticket = Ticket.make({"gate.weight": mask}, own)
+    x = torch.randn(5, 3, dtype=torch.float64, generator=draws(1))
+    small = check(model, ticket, x)
+    assert small.up.out_features == small.gate.out_features == 4
+    assert small.down.in_features == 4
+
+
+class Joined(nn.Module):
+    """Features beside the input itself, and a layer that makes images larger."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.one = nn.Conv2d(2, 4, 3, padding=1)
+        self.back = nn.ConvTranspose2d(6, 5, 3, stride=2)
+        self.two = nn.Conv2d(5, 3, 3)
+
+    def forward(self, x):
+        h = torch.cat([x, torch.relu(self.one(x))], dim=1)
+        return self.two(torch.tanh(self.back(h)))
+
+
+def test_features_beside_the_input_and_transposed_convolutions():
+    model = filled(Joined())
+    with torch.no_grad():
+        model.one.bias[0], model.one.bias[2] = -1.0, 1.0
+    own = dict(model.named_parameters())
+    masks = {name: torch.ones_like(own[name]).bool() for name in own if "w" in name}
+    masks["one.weight"][[0, 2]] = False  # relu makes the first of them zero
+    masks["back.weight"][:, 1] = False
+    masks["two.weight"][:, 3] = False
+    ticket = Ticket.make(masks, own)
+    x = torch.randn(3, 2, 6, 6, dtype=torch.float64, generator=draws(1))
+    small = check(model, ticket, x)
+    assert small.one.out_channels == 3  # a constant one is none at the border
+    assert small.back.in_channels == 5
+    # an output without inputs is its bias everywhere, and is folded
+    assert small.back.out_channels == small.two.in_channels == 3
+
+
+def test_networks_that_draw_numbers_leave_the_generator_alone(untouched):
+    class Noisy(nn.Module):
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.two(torch.relu(self.one(x + 0.1 * torch.randn(3))))
+
+    model = filled(Noisy())
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    mask[:, 1] = False
+    ticket = Ticket.make({"two.weight": mask}, dict(model.named_parameters()))
+    with untouched():
+        found = reduce(ticket, model, example=torch.ones(1, 3).double())
+    assert found.error < ROUNDING
+    assert found.module.one.out_features == 3
+
+
 class Branching(nn.Module):
     def __init__(self):
         nn.Module.__init__(self)

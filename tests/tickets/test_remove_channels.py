@@ -7,9 +7,9 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynprune.core import InvalidInputError
-from dynprune.pruning._channel_map import ChannelMap
-from dynprune.pruning._remove_channels import remove_channels
 from dynprune.tasks import resnet
+from dynprune.tickets import remove_channels
+from dynprune.tickets._channel_map import ChannelMap
 
 NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -195,7 +195,7 @@ def size(net):
 def test_the_smaller_network_is_the_same_function(name, density):
     net, masks, x = masked(NETS[name], density)
     before = copy.deepcopy(net)
-    reduced = remove_channels(net, masks, (x,))
+    reduced = remove_channels(net, masks, example=(x,))
     assert all(
         torch.equal(a, b)
         for a, b in zip(net.parameters(), before.parameters(), strict=True)
@@ -221,7 +221,7 @@ def test_the_smaller_network_is_the_same_function(name, density):
 @pytest.mark.parametrize("name", ["vgg", "resnet-B", "depthwise"])
 def test_gradients_are_those_of_the_masked_network(name):
     net, masks, x = masked(NETS[name], 0.5)
-    reduced = remove_channels(net, masks, (x,))
+    reduced = remove_channels(net, masks, example=(x,))
     twin = reduced.network.train()
     net.train()(x).square().sum().backward()
     twin(x).square().sum().backward()
@@ -242,7 +242,7 @@ def test_gradients_are_those_of_the_masked_network(name):
 
 def test_a_chain_becomes_a_chain_of_the_counted_sizes():
     net, masks, x = masked(vgg, 0.5)
-    reduced = remove_channels(net, masks, (x,)).network
+    reduced = remove_channels(net, masks, example=(x,)).network
     a, b, c, d = (int(masks[name].sum()) for name in ("1", "5", "8", "13"))
     shapes = {n: tuple(p.shape) for n, p in reduced.named_parameters() if p.ndim > 1}
     assert shapes == {
@@ -259,7 +259,7 @@ def test_a_chain_becomes_a_chain_of_the_counted_sizes():
 
 def test_residual_sums_hold_the_union():
     net, masks, x = masked(NETS["resnet-B"], 0.3)
-    reduced = remove_channels(net, masks, (x,)).network
+    reduced = remove_channels(net, masks, example=(x,)).network
     stem = masks["stem_norm"] | masks["stage1_block1.norm2"]
     second = reduced.get_submodule("stage1_block2.conv1")
     assert second.in_channels == int(stem.sum())
@@ -271,14 +271,14 @@ def test_shared_modules_stay_whole_and_are_named():
     masks["again"] = torch.tensor([True, False, True, False])
     net.again.weight.data.mul_(masks["again"])
     net.again.bias.data.mul_(masks["again"])
-    reduced = remove_channels(net, masks, (x,))
+    reduced = remove_channels(net, masks, example=(x,))
     assert reduced.unreached == ("again",)
     assert reduced.network.get_submodule("conv").out_channels == 4
 
 
 def test_a_smaller_network_trains_and_copies():
     net, masks, x = masked(NETS["resnet-B"], 0.5)
-    reduced = copy.deepcopy(remove_channels(net, masks, (x,)).network).train()
+    reduced = copy.deepcopy(remove_channels(net, masks, example=(x,)).network).train()
     sgd = torch.optim.SGD(reduced.parameters(), lr=1e-3)
     before = float(reduced(x).square().sum().detach())
     for _ in range(3):
@@ -335,7 +335,7 @@ class Rereading(nn.Module):
 def test_graphs_that_cannot_be_followed_are_refused(make, message):
     net, masks, x = masked(make, 0.5)
     with pytest.raises(InvalidInputError, match=message):
-        remove_channels(net, masks, (x,))
+        remove_channels(net, masks, example=(x,))
 
 
 @pytest.mark.parametrize(
@@ -348,3 +348,238 @@ def test_channel_maps_agree_with_their_definition(before, after):
     x = torch.arange(6.0 * len(before)).view(2, len(before), 3) + 1.0
     whole[:, list(before)] = x
     assert torch.equal(ChannelMap(before, after)(x), whole[:, list(after)])
+
+
+# -- what is kept ---------------------------------------------------------------------
+
+
+def test_a_network_without_maps_keeps_its_class():
+    net, masks, x = masked(vgg, 0.5)
+    assert type(remove_channels(net, masks, example=x).network) is nn.Sequential
+    net, masks, x = masked(NETS["resnet-B"], 0.5)
+    small = remove_channels(net, masks, example=x).network
+    assert isinstance(small, torch.fx.GraphModule)
+
+
+def chain(*between, bias=True):
+    """Two convolutions with a norm, and what is given, between them."""
+    return lambda: nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.BatchNorm2d(6),
+        *(part() for part in between),
+        nn.Conv2d(6, 4, 3, bias=bias),
+    )
+
+
+def test_slopes_of_each_channel_go_with_it():
+    net, masks, x = masked(chain(lambda: nn.PReLU(6)), 0.5)
+    reduced = remove_channels(net, masks, example=x)
+    count = int(masks["1"].sum())
+    assert reduced.network[2].num_parameters == reduced.network[3].in_channels == count
+    assert torch.equal(reduced.kept["2.weight"], masks["1"])
+    assert torch.equal(reduced.kept["1.weight"], masks["1"])
+    for training in (True, False):
+        expected = net.train(training)(x)
+        found = reduced.network.train(training)(x)
+        assert torch.allclose(expected, found, atol=1e-12, rtol=0)
+
+
+def test_what_is_zero_now_but_need_not_stay_so_is_kept():
+    # scale and shift of a channel to keep may be zero, as a residual branch starts
+    net, masks, x = masked(chain(nn.ReLU), 0.5)
+    with torch.no_grad():
+        net[1].weight.zero_()
+        net[1].bias.zero_()
+    small = remove_channels(net, masks, example=x).network
+    assert small[0].out_channels == small[3].in_channels == int(masks["1"].sum())
+    # so may the weights of a layer and the bias of a depthwise one
+    net, masks, x = masked(Sep, 0.5)
+    with torch.no_grad():
+        net.biased.bias.zero_()
+        net.fc.weight[:, :36] = 0.0
+        net.point.weight[1] = 0.0
+    reduced = remove_channels(net, masks, example=x)
+    assert reduced.network.get_submodule("biased").groups == 6
+    rows = int(masks["norm2"].sum())
+    assert reduced.network.get_submodule("point").out_channels == rows
+    twin = reduced.network.train()
+    net.train()(x).square().sum().backward()
+    twin(x).square().sum().backward()
+    assert float(twin.get_submodule("biased").bias.grad[1:].abs().min()) > 0
+    slope = net.fc.weight.grad
+    assert torch.allclose(twin.get_submodule("fc").weight.grad, slope, rtol=1e-10)
+
+
+class Product(nn.Module):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.a, self.norm_a = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.b, self.norm_b = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(4, 2, 3)
+
+    def forward(self, x):
+        return self.last(self.norm_a(self.a(x)) * self.norm_b(self.b(x)))
+
+
+def test_a_product_of_channels_that_never_meet_keeps_one_of_zeros():
+    net, masks, x = masked(Product, 1.0)
+    masks = {"norm_a": torch.arange(4) > 1, "norm_b": torch.arange(4) < 2}
+    with torch.no_grad():
+        for name, mask in masks.items():
+            net.get_submodule(name).weight.mul_(mask)
+            net.get_submodule(name).bias.mul_(mask)
+    small = remove_channels(net, masks, example=x).network
+    assert small.get_submodule("last").in_channels == 1
+    assert small.get_submodule("a").out_channels == 2
+    assert torch.allclose(small(x), net(x), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5], ids=str)
+@pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout])
+def test_dropout_passes_zeros_unless_it_drops_to_another_value(kind, p):
+    net, masks, x = masked(chain(nn.ReLU, lambda: kind(p)), 0.5)
+    small = remove_channels(net, masks, example=x).network
+    wide = 6 if kind is nn.AlphaDropout else int(masks["1"].sum())
+    assert small.get_submodule("4").in_channels == wide
+    # a constant that is not zero does not survive a dropout either
+    parts = nn.Sigmoid, lambda: kind(p), lambda: nn.Softshrink(0.5)
+    net, masks, x = masked(chain(*parts), 0.5)
+    small = remove_channels(net, masks, example=x).network
+    assert small.get_submodule("5").in_channels == 6
+
+
+def test_hooks_keep_a_layer_whole():
+    net, masks, x = masked(chain(nn.ReLU), 0.5)
+    net[3].register_forward_hook(lambda _module, _inputs, output: 2.0 * output)
+    reduced = remove_channels(net, masks, example=x)
+    assert reduced.network.get_submodule("3").in_channels == 6
+    assert reduced.network.get_submodule("0").out_channels == int(masks["1"].sum())
+    assert torch.allclose(reduced.network.eval()(x), net.eval()(x), atol=1e-12)
+
+
+class Deciding(nn.Module):
+    """A network that cannot be traced, of modules that can."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.first, self.last = InPlace(), nn.Linear(5, 2)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(h if h.sum() < 1e9 else -h)
+
+
+def hugging_resnet():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        num_channels=3,
+        embedding_size=4,
+        hidden_sizes=[4, 8],
+        depths=[2, 2],
+        layer_type="basic",
+        num_labels=3,
+    )
+    return transformers.ResNetForImageClassification(config)
+
+
+class Noisy(nn.Module):
+    """Draws numbers, which torch.fx takes for constants."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.block, self.fc = InPlace(), nn.Linear(5, 5)
+
+    def forward(self, x):
+        return self.fc(self.block(x) + torch.randn(5).double())
+
+
+def test_numbers_that_are_drawn_do_not_become_constants(untouched):
+    net, masks, x = masked(Noisy, 0.3, seed=2)
+    with untouched(), pytest.raises(InvalidInputError, match="graph does not show"):
+        remove_channels(net, masks, example=x)
+    # without maps the network keeps its own code
+    same = torch.tensor([False, True, True, False, True, False])
+    for name in ("norm0", "norm2"):
+        masks[f"block.{name}"] = same
+        net.get_submodule(f"block.{name}").weight.data.mul_(same)
+        net.get_submodule(f"block.{name}").bias.data.mul_(same)
+    with untouched():
+        small = remove_channels(net, masks, example=x).network.eval()
+    assert type(small) is Noisy
+    assert size(small) < size(net)
+    assert not torch.equal(small(x), small(x))
+
+
+class Constant(nn.Module):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.block = InPlace()
+
+    def forward(self, x):
+        return self.block(x - torch.tensor([0.5]).view(1, 1, 1, 1))
+
+
+def test_constants_of_the_code_are_kept():
+    net, masks, x = masked(Constant, 0.3, seed=2)
+    small = remove_channels(net, masks, example=x).network
+    assert isinstance(small, torch.fx.GraphModule)
+    assert torch.allclose(small(x), net(x), atol=1e-12, rtol=0)
+    assert not any("constant" in name for name in vars(net))
+
+
+@pytest.mark.parametrize("make", [Deciding, hugging_resnet], ids=lambda m: m.__name__)
+def test_networks_that_cannot_be_traced_become_smaller_in_parts(make):
+    net, masks, x = masked(make, 0.5)
+    x = x.repeat(1, 1, 2, 2)
+    reduced = remove_channels(net, masks, example=x[:2])
+    assert reduced.unreached == ()
+    assert size(reduced.network) < 0.8 * size(net)
+    assert type(reduced.network) is type(net)
+    own = dict(net.named_parameters())
+    for name, part in reduced.network.named_parameters():
+        left = reduced.kept.get(name, torch.ones_like(own[name]).bool())
+        assert torch.equal(part.flatten(), own[name][left])
+    for training in (True, False):
+        with torch.no_grad():
+            expected = net.train(training)(x)
+            found = reduced.network.train(training)(x)
+        if make is hugging_resnet:
+            expected, found = expected.logits, found.logits
+        assert torch.allclose(expected, found, atol=1e-12, rtol=0)
+
+
+def test_modes_and_the_network_itself_are_as_they_were(untouched):
+    net, masks, x = masked(NETS["resnet-A"], 0.5)
+    net.train()
+    net.stem_norm.eval()
+    before = copy.deepcopy(net.state_dict())
+    with untouched():
+        small = remove_channels(net, masks, example=x).network
+    assert all(torch.equal(net.state_dict()[name], t) for name, t in before.items())
+    assert small.training
+    assert small.get_submodule("stage1_block1.norm1").training
+    assert not small.get_submodule("stem_norm").training
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"0": [True] * 6}, "'0' is no batch norm"),
+        ({"norm": [True] * 6}, "'norm' is no batch norm"),
+        ({"1": [True] * 5}, r"'1' has 6 channels, found \(5,\)"),
+        ({"1": [1.0] * 6}, "found .* torch.float32"),
+        ({"1": [False] * 6}, "whose scale or shift is not zero"),
+    ],
+    ids=["layer", "unknown", "shape", "dtype", "not zero"],
+)
+def test_wrong_channels_are_refused(keep, message):
+    net, _, x = masked(chain(nn.ReLU), 1.0)
+    named = {name: torch.tensor(part) for name, part in keep.items()}
+    with pytest.raises(InvalidInputError, match=message):
+        remove_channels(net, named, example=x)
+
+
+def test_examples_that_do_not_fit_are_refused():
+    net, masks, _ = masked(chain(nn.ReLU), 0.5)
+    with pytest.raises(InvalidInputError, match="cannot be called with this example"):
+        remove_channels(net, masks, example=torch.ones(1, 5).double())
