@@ -16,6 +16,7 @@ from dynprune.pruning._early_bird_network import SmallerNet
 from dynprune.pruning._early_bird_results import EarlyBird, Unit
 from dynprune.pruning._early_bird_search import Search
 from dynprune.pruning._from_scores import full_state, record, survivors
+from dynprune.pruning._prunable import check_finite
 from dynprune.pruning._scales import scales
 from dynprune.pruning._select import check_scores, kept_count, select
 from dynprune.system import GradientSystem
@@ -84,7 +85,8 @@ def early_bird(
 
     Raises:
         InvalidInputError: If there is no batch norm, the graph of the network cannot
-            be followed, the system is masked, or an argument is wrong.
+            be followed, the system is masked, its state is not finite, or an argument
+            is wrong.
         ConvergenceError: If no ticket is drawn within the budget (it carries the
             result), or the state is not finite.
 
@@ -93,7 +95,8 @@ def early_bird(
             or channels could not be taken out.
 
     Cost:
-        One gradient per epoch until it is drawn; no gradient for a look.
+        One gradient per epoch until it is drawn; no gradient for a look. No further
+        forward passes that count, no HVPs.
 
     Source:
         You et al., *Drawing Early-Bird Tickets*, ICLR 2020, and the authors' code.
@@ -110,6 +113,7 @@ def early_bird(
     system.check_one_process("Drawing an early-bird ticket")
     look = _look(system, density, prune_ratio, unit)
     _check(system, train, unit, penalty, window, tolerance, start)
+    check_finite(system)
     weight = _PENALTY if penalty is None else penalty
     weight = weight if unit == "channel" else 0.0
     smaller = SmallerNet(system) if unit == "channel" else None
