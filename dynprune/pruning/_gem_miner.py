@@ -22,7 +22,7 @@ from dynprune.pruning._collapse import Collapse, check_collapse, check_known
 from dynprune.pruning._from_scores import record, survivors
 from dynprune.pruning._mask_training import MaskTraining, Weights
 from dynprune.pruning._masked_net import MaskedNet, straight_through
-from dynprune.pruning._select import check_scores, kept_count, select
+from dynprune.pruning._select import check_room, check_scores, kept_count, select
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 from dynprune.training import OptimizerFactory, Schedule
@@ -139,11 +139,7 @@ def gem_miner(
     counts = [sum(int(part.sum()) for part in alive.values())]
     size = sum(part.numel() for part in alive.values())
     first = counts[0] / size
-    if kept_count(density, size) > counts[0]:
-        raise InvalidInputError(
-            f"Density {density} keeps more than the {counts[0]} of {size} weights that "
-            "survive the system's mask. Pass a lower density."
-        )
+    check_room([part.reshape(-1) for part in alive.values()], density, "all layers")
     source = system.data if data is None else data
     noise = derive_seed("noise", seed, 0)
     with seeded_generators(source, seed), isolated(noise), torch.enable_grad():
