@@ -4,7 +4,15 @@ import json
 import pytest
 import torch
 
-from dynprune.core import InvalidInputError, files, load_tensors, save_tensors
+from dynprune.core import (
+    InvalidInputError,
+    files,
+    join_parts,
+    load_result,
+    load_tensors,
+    part_of,
+    save_tensors,
+)
 
 
 def test_round_trip_is_bit_exact_and_bytes_repeat(tmp_path):
@@ -55,3 +63,23 @@ def test_metadata_is_sorted_json(tmp_path):
     save_tensors(tmp_path / "x", {"a": torch.ones(1)}, {"b": 1, "a": 2})
     text = (tmp_path / "x").read_bytes().split(b"}}")[0]
     assert json.dumps({"a": 2, "b": 1}).replace('"', '\\"').encode() in text + b"}}"
+
+
+def test_parts_are_taken_apart_as_they_were_joined(tmp_path):
+    parts = {
+        str(i): ({"a.b": torch.full((2,), float(i)), "1.a": torch.eye(i)}, {"i": i})
+        for i in range(12)  # "1" and "11" begin alike
+    }
+    tensors, metadata = join_parts(parts)
+    save_tensors(tmp_path / "x", tensors, metadata | {"kind": "parts"})
+    found = load_result(
+        tmp_path / "x",
+        "parts",
+        lambda *packed: {name: part_of(*packed, name) for name in parts},
+        what="parts",
+        writer="this test",
+    )
+    for name, (own, plain) in parts.items():
+        assert found[name][1] == plain
+        assert found[name][0].keys() == own.keys()
+        assert all(torch.equal(found[name][0][key], part) for key, part in own.items())

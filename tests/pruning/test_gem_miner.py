@@ -11,7 +11,12 @@ import dynprune as dp
 from dynprune.core import ConvergenceError, InvalidInputError, NumericalWarning, cite
 from dynprune.pruning import edge_popup, gem_miner, random
 from dynprune.pruning._gem_miner import uniform_scores
-from dynprune.pruning._signed_weights import fan_in, plain_values, signed_weights
+from dynprune.pruning._signed_weights import (
+    fan_in,
+    fans,
+    plain_values,
+    signed_weights,
+)
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 
@@ -444,6 +449,23 @@ def test_fan_in_of_a_transposed_linear_layer():
     assert fan_in(library.Conv1D(6, 4)) == 4
     with pytest.raises(InvalidInputError, match="fan-in of a Embedding"):
         fan_in(nn.Embedding(3, 2))
+
+
+@pytest.mark.parametrize("width", [None, 3], ids=["stacked", "apart"])
+def test_fan_in_of_attention(width):
+    part = nn.MultiheadAttention(4, 2, kdim=width, vdim=width).double()
+    named = dict(part.named_parameters())
+    system = GradientSystem(
+        part,
+        None,
+        [torch.ones(1)],
+        batch_loss=lambda net, _: sum(p.square().mean() for p in net.parameters()),
+    )
+    found = fans(system)
+    assert tuple(found) == system.prunable
+    # every row of a projection is one output
+    assert found == {name: named[name].shape[1] for name in system.prunable}
+    assert set(found.values()) == ({4} if width is None else {4, 3})
 
 
 def test_signs_and_plain_values():
