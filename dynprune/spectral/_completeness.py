@@ -21,6 +21,7 @@ def complete(
     search: Search,
     outside: Complement,
     scale: float,
+    norm: float,
     checkpoint: Checkpoint,
 ) -> tuple[Ritz, bool | None]:
     """Look for missing pairs on the complement of those found, and put them in.
@@ -33,6 +34,7 @@ def complete(
         search: What was asked.
         outside: Where it was looked for.
         scale: Largest |Ritz value| so far.
+        norm: |A|, as far as it is known.
         checkpoint: Counts the products.
 
     Returns:
@@ -68,6 +70,7 @@ def complete(
                 basis_size=_basis_size(op, search, away, count),
                 seed=seed,
                 scale=scale,
+                norm=norm,
                 checkpoint=checkpoint,
             )
 

@@ -1,6 +1,8 @@
 """Extreme eigenpairs of a symmetric operator, with enclosures and a test of them."""
 
 import os
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -17,12 +19,11 @@ from dynprune.spectral._basis import Complement
 from dynprune.spectral._checkpoint import Checkpoint, digest
 from dynprune.spectral._completeness import complete as completed
 from dynprune.spectral._enclosures import Recurrence, Ritz, enclose, rayleigh_ritz
-from dynprune.spectral._lanczos import Krylov, Which, lanczos, wanted
+from dynprune.spectral._lanczos import ROUNDING, Krylov, Which, lanczos, wanted
 from dynprune.spectral._recursion import finite
 from dynprune.spectral._results import Eigenpairs
 from dynprune.spectral._search import Search, Verify, check, complement, first_block
 
-_ROUNDING = 16
 _SAFETY = 3.0
 _STOP = {torch.float64: 0.98}  # of the tolerance: the rest is for the discrepancy
 
@@ -88,7 +89,8 @@ def eigenpairs(
         block: Vectors to start from.
         completeness: Test that no eigenvalue is missing.
         outside: Orthonormal columns U, shape ``(P, o)``: look only at
-            (I − UUᵀ)A(I − UUᵀ) on their complement, without the zeros on U.
+            (I − UUᵀ)A(I − UUᵀ) on their complement, without the zeros on U. One
+            product says how large A is there, since rounding is relative to that.
         start: First vectors, shape ``(P, b)``, e.g. those of a nearby state; the
             iteration starts from random combinations of them with a tenth of noise.
         basis_size: Vectors kept at most, at least k + 2 blocks; by default
@@ -152,13 +154,13 @@ def eigenpairs(
     log = Checkpoint(checkpoint, op, every=checkpoint_every, settings=settings | keys)
     complete: bool | None
     if search.exact:
-        ritz, complete, scale = _exact(op, search, away)
+        ritz, complete, size = _exact(op, search, away)
     else:
-        ritz, complete, scale = _iterate(op, search, away, start, log, progress)
-    slack = _ROUNDING * torch.finfo(op.dtype).eps * scale
-    converged = _met(ritz, search, scale)
+        ritz, complete, size = _iterate(op, search, away, start, log, progress)
+    slack = ROUNDING * torch.finfo(op.dtype).eps * size.norm
+    converged = _met(ritz, search, size)
     met = bool(converged.all())
-    radius = slack + ritz.error + ritz.skew * scale
+    radius = slack + ritz.error + ritz.skew * size.norm
     ends = enclose(ritz.values.cpu(), ritz.gram.cpu(), slack=radius)
     pairs = Eigenpairs(
         values=ritz.values,
@@ -183,9 +185,17 @@ def eigenpairs(
     return pairs
 
 
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Size:
+    # scale: what the tolerance is relative to; norm: what rounding is
+    scale: float
+    norm: float
+
+
 def _exact(
     op: AbstractOperator, search: Search, outside: Complement
-) -> tuple[Ritz, bool, float]:
+) -> tuple[Ritz, bool, _Size]:
     # The whole operator, of P products; every process holds the P x P matrix.
     rows = op.rows
     eye = torch.eye(op.size, dtype=op.dtype, device=op.device)
@@ -200,7 +210,9 @@ def _exact(
     best = basis @ Y[:, wanted(theta, search.which)[: search.k]].to(op.dtype)
     vectors = rows.own(best)
     ritz = rayleigh_ritz(vectors, products @ best, outside)
-    return ritz, True, float(theta.abs().max())
+    scale = float(theta.abs().max())
+    norm = max(scale, float(matrix.norm(dim=0).max()))
+    return ritz, True, _Size(scale=scale, norm=norm)
 
 
 def _iterate(
@@ -210,7 +222,7 @@ def _iterate(
     start: Tensor | None,
     log: Checkpoint,
     progress: bool,  # noqa: FBT001 - private, passed through
-) -> tuple[Ritz, bool | None, float]:
+) -> tuple[Ritz, bool | None, _Size]:
     found = lanczos(
         op,
         search.k,
@@ -221,16 +233,30 @@ def _iterate(
         outside=outside,
         basis_size=search.basis_size,
         seed=derive_seed("spectral.fresh", search.seed),
+        norm=_norm_outside(op, outside, search),
         checkpoint=log,
         progress=progress,
     )
     ritz = _verified(op, found, search, outside, log)
+    size = _Size(scale=found.scale, norm=found.norm)
     if found.whole:
-        return ritz, True, found.scale
+        return ritz, True, size
     if not search.completeness or not found.converged:
-        return ritz, None, found.scale
-    ritz, complete = completed(op, ritz, search, outside, found.scale, log)
-    return ritz, complete, found.scale
+        return ritz, None, size
+    ritz, complete = completed(op, ritz, search, outside, found.scale, found.norm, log)
+    return ritz, complete, size
+
+
+def _norm_outside(op: AbstractOperator, outside: Complement, search: Search) -> float:
+    # |A U z| of one random unit vector U z: what is left of A may be rounding of it
+    if not outside.panels:
+        return 0.0
+    basis = torch.cat(outside.panels)
+    make = generator(derive_seed("spectral.outside", search.seed))
+    z = torch.randn(len(basis), generator=make, dtype=torch.float64)
+    product = finite(op @ (basis.T @ (z / z.norm()).to(basis)))[:, None]
+    square = float(op.rows.inner(product, product, dtype=torch.float64))
+    return float(max(square, 0.0) ** 0.5)
 
 
 def _verified(
@@ -249,7 +275,8 @@ def _verified(
             discrepancy=discrepancy,
         )
         ritz = rayleigh_ritz(found.vectors, known, outside)
-        met = bool(_met(ritz, search, found.scale).all())
+        size = _Size(scale=found.scale, norm=found.norm)
+        met = bool(_met(ritz, search, size).all())
         affordable = search.budget - log.spent >= search.k
         if met or not found.converged or not affordable:
             return ritz
@@ -273,9 +300,9 @@ def _discrepancy(
     return float(max(square, 0.0) ** 0.5)
 
 
-def _met(ritz: Ritz, search: Search, scale: float) -> Tensor:
-    slack = _ROUNDING * torch.finfo(ritz.vectors.dtype).eps * scale
-    return ritz.residual_norms <= search.tol * scale + slack
+def _met(ritz: Ritz, search: Search, size: _Size) -> Tensor:
+    slack = ROUNDING * torch.finfo(ritz.vectors.dtype).eps * size.norm
+    return ritz.residual_norms <= search.tol * size.scale + slack
 
 
 def _outcome(met: bool, spent: float, search: Search) -> Outcome:  # noqa: FBT001

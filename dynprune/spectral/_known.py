@@ -31,6 +31,11 @@ class Known:
     values: Tensor
     radii: Tensor
 
+    @property
+    def norm(self) -> float:
+        """Largest |value|, 0 if there is none: |A| is at least that."""
+        return float(self.values.abs().max()) if len(self.values) else 0.0
+
 
 def known(
     op: AbstractOperator, pairs: Eigenpairs | None, locked: int, *, seed: int

@@ -44,6 +44,7 @@ def block_krylov(
     steps: int,
     *,
     away: Tensor,
+    norm: float = 0.0,
     progress: bool = False,
 ) -> BlockKrylov:
     """Project A on the block Krylov space of the probes, one ``op @ V`` a step.
@@ -53,6 +54,7 @@ def block_krylov(
         probes: Shape ``(held, b)``, orthogonal to ``away``.
         steps: Products with a block of b at most; fewer if the space is invariant.
         away: Orthonormal U, shape ``(held, o)``: A means (I − UU')A(I − UU').
+        norm: |A|, as far as it is known: the complement of U may hold rounding only.
         progress: Draw a bar.
 
     Returns:
@@ -69,7 +71,7 @@ def block_krylov(
     rows, width = op.rows, probes.shape[1]
     room = min(steps * width, op.size - away.shape[1])
     outside = Complement(rows, (away.T.contiguous(),))
-    run = Recursion(op, room, outside, basis_size=room, width=width)
+    run = Recursion(op, room, outside, basis_size=room, width=width, norm=norm)
     run.begin(probes)
     first = rows.inner(run.F.T, probes, dtype=torch.float64).cpu()
     ends: list[int] = []
@@ -85,5 +87,5 @@ def block_krylov(
         probes=first,
         coupling=torch.from_numpy(run.K[:, used - run.new :].copy()),
         ends=tuple(ends),
-        noise=max(_ROUNDING * run.eps * run.scale, run.skew),
+        noise=max(_ROUNDING * run.eps * run.norm, run.skew),
     )

@@ -16,6 +16,7 @@ from dynprune.spectral._checkpoint import Checkpoint
 from dynprune.spectral._recursion import Recursion
 
 Which = Literal["LA", "SA", "BE", "LM"]
+ROUNDING = 16  # times eps and |A|: what a residual may be beyond its tolerance
 
 
 @final
@@ -28,7 +29,8 @@ class Krylov:
         vectors: V, orthonormal, shape ``(held, k)``.
         beyond: F, orthonormal and orthogonal to V, shape ``(held, f)``.
         coupling: S, float64, on the CPU, shape ``(f, k)``.
-        scale: Largest norm of a product with a unit vector.
+        scale: Largest norm of a product with a unit vector, or what was given.
+        norm: The larger of that and of what was known of |A|.
         converged: Whether the columns of F S met the tolerance.
         whole: Whether the Krylov space was all there is.
     """
@@ -38,6 +40,7 @@ class Krylov:
     beyond: Tensor
     coupling: Tensor
     scale: float
+    norm: float
     converged: bool
     whole: bool
 
@@ -78,6 +81,7 @@ def lanczos(
     basis_size: int,
     seed: int,
     scale: float = 0.0,
+    norm: float = 0.0,
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
 ) -> Krylov:
@@ -99,7 +103,8 @@ def lanczos(
         basis_size: Vectors at a restart, more than ``k`` plus two blocks; no restart
             if it is the dimension.
         seed: Of blocks that are drawn when an invariant subspace is exhausted.
-        scale: Norm of A, as far as it is known already.
+        scale: What the tolerance is relative to, as far as it is known already.
+        norm: |A|, what rounding is relative to, as far as it is known already.
         checkpoint: Where the state is kept, if anywhere.
         progress: Draw a bar.
 
@@ -114,11 +119,13 @@ def lanczos(
     if known is not None:
         vectors, beyond = known.pop("vectors").T, known.pop("beyond").T
         return Krylov(vectors=vectors, beyond=beyond, **known)
-    run = Recursion(op, k, outside, basis_size=basis_size, width=start.shape[1])
+    run = Recursion(
+        op, k, outside, basis_size=basis_size, width=start.shape[1], norm=norm
+    )
     state = None if checkpoint is None else checkpoint.unfinished()
     waiting = None if state is None else run.restore(state)
     if waiting is None:
-        run.scale = scale
+        run.grow(scale)
         run.begin(start)
     for _ in track(itertools.count(), label="spectral.lanczos", show=progress):
         if waiting is None:
@@ -131,20 +138,22 @@ def lanczos(
         run.absorb(waiting)
         waiting = None
         full = run.used == run.room
-        spent = run.count + min(run.width, run.room - run.used) > max_matvecs
-        restart = run.used + run.width > run.basis_size
+        more = min(run.width, run.room - run.used)
+        spent = run.count + more > max_matvecs
+        restart = run.used + more > run.basis_size
         if not (full or spent or restart or run.used >= run.due):
             continue
         theta, Y = np.linalg.eigh(run.T[: run.used, : run.used])
-        run.scale = max(run.scale, abs(theta[0]), abs(theta[-1]))
+        run.grow(max(abs(theta[0]), abs(theta[-1])))
         order = wanted(torch.from_numpy(theta), which).numpy()
         estimates = np.linalg.norm(run.K @ Y[:, order[:k]], axis=0)
-        worst = estimates.max() / (tol * run.scale) if run.scale else 0.0
+        allowed = tol * run.scale + ROUNDING * run.eps * (run.norm - run.scale)
+        worst = estimates.max() / allowed if allowed else 0.0
         done = full or (run.used >= k and worst <= 1.0)
         if done or spent:
             break
         if restart:
-            count = _kept(theta[order], estimates > tol * run.scale, run)
+            count = _kept(theta[order], estimates > allowed, run)
             kept = order[:count]
             run.restart(theta[kept], Y[:, kept])
         _look_again(run, worst, restarted=restart)
@@ -198,6 +207,7 @@ def _found(run: Recursion, theta: NDArray, Y: NDArray, *, converged: bool) -> Kr
         beyond=run.F.T,
         coupling=torch.from_numpy(run.K @ Y),
         scale=float(run.scale),
+        norm=float(run.norm),
         converged=converged,
         whole=whole,
     )

@@ -124,7 +124,9 @@ def quadrature(
         )
     away = known(op, pairs, locked, seed=seed)
     start = isotropic(op, probes, away.vectors, seed=seed)
-    space = block_krylov(op, start, steps, away=away.vectors, progress=progress)
+    space = block_krylov(
+        op, start, steps, away=away.vectors, norm=away.norm, progress=progress
+    )
     free = op.size - len(away.values)
     values, turns = torch.linalg.eigh(space.projection)
     residuals = _residuals(space, turns)

@@ -17,9 +17,10 @@ from dynprune.spectral._basis import (
     project,
 )
 
+_ROUNDING = 20  # times eps and the norm of A: what a product may carry of it
 _DOUBLE = 1e-10  # eps of float64 is below, of all others above
 _WHOLE = ("new", "near", "count", "turns", "due", "seen")  # numbers of a state
-_REAL = ("scale", "worst")
+_REAL = ("scale", "norm", "worst")
 _NOT_FINITE = (
     "A product with the operator is not finite. Check the state it was made at, e.g. "
     "that the loss is finite there."
@@ -36,6 +37,7 @@ class Recursion:
         outside: Where V and F lie.
         basis_size: Vectors that V may hold.
         width: Vectors of a block.
+        norm: |A|, if more of it is known than is seen on the complement.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Recursion:
         *,
         basis_size: int,
         width: int,
+        norm: float = 0.0,
     ) -> None:
         self.op, self.outside = op, outside
         self.room = op.size - outside.codimension
@@ -57,6 +60,7 @@ class Recursion:
         self.T, self.K = np.zeros((0, 0)), np.zeros((0, 0))
         self.F = like[None, :][:0]
         self.new, self.count, self.turns, self.scale = 0, 0, 0, 0.0
+        self.norm = norm  # what rounding is relative to, at least the scale
         self.skew = 0.0  # largest |x'Ay - y'Ax| seen of unit vectors
         self.near = 0  # K is zero before this column
         self.due, self.seen, self.worst = k, 0, math.inf
@@ -122,7 +126,7 @@ class Recursion:
         squares = np.square(C).sum(0) + gram.diagonal()
         if not np.isfinite(squares).all():
             raise InvalidInputError(_NOT_FINITE)
-        self.scale = max(self.scale, squares.max() ** 0.5)
+        self.grow(squares.max() ** 0.5)
         C = C[:used]
         self._check_symmetric(C, before)
         self._widen(used)
@@ -133,10 +137,19 @@ class Recursion:
         if used == self.room:
             self.F, self.K = W[:0], np.zeros((0, used))
             return
-        floor = 100 * self.eps * self.scale
+        floor = _ROUNDING * self.eps * self.norm
         self.F, B = directions(rows, panels, W, gram, floor=floor)
         self.K, self.near = np.zeros((B.shape[0], used)), before
         self.K[:, before:] = B
+
+    def grow(self, scale: float) -> None:
+        """Take note of a Ritz value or of the norm of a product.
+
+        Args:
+            scale: Its size.
+        """
+        self.scale = max(self.scale, scale)
+        self.norm = max(self.norm, self.scale)
 
     def restart(self, theta: NDArray, Y: NDArray) -> None:
         """Keep some Ritz vectors only.
@@ -201,7 +214,7 @@ class Recursion:
         corner = C[before:]
         skew = max(_largest(corner - corner.T), _largest(C[:before] - self.K.T))
         self.skew = max(self.skew, skew)
-        refuse_skew(self.skew, self.scale, self.eps)
+        refuse_skew(self.skew, self.norm, self.eps)
 
 
 def random_block(op: AbstractOperator, columns: int, *, seed: int) -> Tensor:

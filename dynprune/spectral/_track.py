@@ -95,6 +95,7 @@ def track(
         )
     found: list[Eigenpairs] = []
     turns: list[Tensor] = []
+    angles: list[Tensor] = []
     previous: Tensor | None = None
     columns = trajectory.snapshots.T
     for column in shown(
@@ -115,6 +116,8 @@ def track(
         )
         if previous is not None:
             turns.append(overlap(op.rows, previous, pairs.vectors))
+            ends = [overlap(op.rows, V, V) for V in (previous, pairs.vectors)]
+            angles.append(_angles(turns[-1], *ends))
         previous = pairs.vectors
         found.append(replace(pairs, vectors=pairs.vectors[:0]))
     met = all(pairs.outcome.ok for pairs in found)
@@ -125,7 +128,7 @@ def track(
         enclosures=torch.stack([pairs.enclosures for pairs in found]),
         converged=torch.stack([pairs.converged for pairs in found]),
         overlaps=_stack(turns, (k, k), found[0]).abs().clamp_max(1.0),
-        angles=_angles(_stack(turns, (k, k), found[0])),
+        angles=_stack(angles, (k,), found[0]),
         matvecs=torch.tensor([pairs.matvecs for pairs in found], dtype=torch.float64),
         complete=_together([pairs.complete for pairs in found]),
         which=which,
@@ -134,12 +137,17 @@ def track(
     )
 
 
-def _stack(turns: list[Tensor], shape: tuple[int, int], like: Eigenpairs) -> Tensor:
+def _stack(turns: list[Tensor], shape: tuple[int, ...], like: Eigenpairs) -> Tensor:
     return torch.stack(turns) if turns else like.values.new_zeros((0, *shape))
 
 
-def _angles(turns: Tensor) -> Tensor:
-    cosines: Tensor = torch.linalg.svdvals(turns)
+def _angles(turn: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    # bases in single precision are orthonormal to 1e-7, which a cosine would show as
+    # an angle of 4e-4: X'Y is taken of L⁻¹X and R⁻¹Y, X'X = LL', Y'Y = RR'
+    L, R = (torch.linalg.cholesky(gram) for gram in (before, after))
+    half = torch.linalg.solve_triangular(L, turn, upper=False)
+    whole = torch.linalg.solve_triangular(R, half.T, upper=False)
+    cosines: Tensor = torch.linalg.svdvals(whole)
     return cosines.clamp_max(1.0).acos()
 
 

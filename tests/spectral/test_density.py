@@ -14,6 +14,7 @@ from dynprune.core import (
     NumericalWarning,
     Outcome,
 )
+from dynprune.operators import MatrixOperator
 from dynprune.spectral import Density, density, eigenpairs
 from dynprune.spectral._krylov import block_krylov
 from dynprune.spectral._locking import isolated
@@ -405,3 +406,13 @@ def _other(folder):
     path = folder / "trace.safetensors"
     trace(diagonal_operator(normal(30)), matvecs=10).save(path)
     return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("rank", [1, 5])
+def test_all_that_is_not_zero_may_be_locked(dtype, rank):
+    make = torch.Generator().manual_seed(rank)
+    b = torch.randn(200, rank, generator=make, dtype=torch.float64).to(dtype)
+    found = density(MatrixOperator(b @ b.T), probes=2, steps=10, locked=rank)
+    exact = torch.linalg.eigvalsh((b.T @ b).double()).flip(0)
+    assert torch.allclose(found.locked[:rank], exact, rtol=1e-4)

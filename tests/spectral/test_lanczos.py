@@ -229,3 +229,31 @@ def test_large_eigenproblems_of_t_are_solved_at_few_steps(monkeypatch):
     assert pairs.matvecs > 100
     assert sum(size > 64 for size in sizes) < 0.4 * (pairs.matvecs - 64)
     assert max(sizes) < pairs.matvecs
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_low_rank_hessian_in_single_precision_converges(seed):
+    """What the recursion drops as rounding must be less than what tol allows."""
+    make = torch.Generator().manual_seed(seed)
+    X = torch.randn(3, 50, generator=make)
+    found = eigenpairs(MatrixOperator(X.T @ X), 3)
+    assert found.converged.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("rank", [1, 3, 10])
+@pytest.mark.parametrize("which", ["LA", "LM", "BE"])
+def test_a_complement_that_holds_rounding_only_is_symmetric(dtype, rank, which):
+    make = torch.Generator().manual_seed(rank)
+    b = torch.randn(200, rank, generator=make, dtype=torch.float64).to(dtype)
+    op = MatrixOperator(b @ b.T)
+    found = eigenpairs(op, 2, outside=torch.linalg.qr(b).Q, which=which)
+    assert float(found.values.abs().max()) < 300 * eps(dtype) * float(b.norm()) ** 2
+
+
+@pytest.mark.parametrize(("size", "block"), [(60, 8), (100, 7), (64, 8)], ids=str)
+def test_a_block_that_does_not_divide_the_dimension_takes_no_restart(size, block):
+    make = torch.Generator().manual_seed(0)
+    square = torch.randn(size, size, generator=make, dtype=torch.float64)
+    found = eigenpairs(MatrixOperator(square + square.T), size // 3, block=block)
+    assert found.matvecs <= size + 1

@@ -164,3 +164,11 @@ def test_a_track_survives_a_file_and_shows_itself(tmp_path, run):
     one.summary()
     one.to_frame()
     one.to_xarray()
+
+
+def test_a_span_that_stays_has_no_angle_in_single_precision():
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    net = nn.Linear(6, 1, bias=False)
+    own = GradientSystem(net, nn.functional.mse_loss, (x, torch.zeros(40, 1)))
+    path = Trajectory.from_states([torch.zeros(6), torch.ones(6)], [0, 1])
+    assert float(track(path, own, 6).angles.max()) < 1e-6
