@@ -51,11 +51,39 @@ _BIBTEX = {
   booktitle={International Conference on Machine Learning},
   year={2020}
 }""",
+    "lamp": """@inproceedings{lee2021lamp,
+  title={Layer-adaptive Sparsity for the Magnitude-based Pruning},
+  author={Lee, Jaeho and Park, Sejun and Mo, Sangwoo and Ahn, Sungsoo
+          and Shin, Jinwoo},
+  booktitle={International Conference on Learning Representations},
+  year={2021}
+}""",
+    "erk": """@inproceedings{evci2020rigging,
+  title={Rigging the Lottery: Making All Tickets Winners},
+  author={Evci, Utku and Gale, Trevor and Menick, Jacob
+          and Castro, Pablo Samuel and Elsen, Erich},
+  booktitle={International Conference on Machine Learning},
+  year={2020}
+}""",
     "snip": """@inproceedings{lee2019snip,
   title={{SNIP}: Single-shot Network Pruning based on Connection Sensitivity},
   author={Lee, Namhoon and Ajanthan, Thalaiyasingam and Torr, Philip},
   booktitle={International Conference on Learning Representations},
   year={2019}
+}""",
+    "iterative-snip": """@misc{verdenius2020pruning,
+  title={Pruning via Iterative Ranking of Sensitivity Statistics},
+  author={Verdenius, Stijn and Stol, Maarten and Forr{\\'e}, Patrick},
+  year={2020},
+  note={arXiv:2006.00896}
+}""",
+    "force": """@inproceedings{dejorge2021progressive,
+  title={Progressive Skeletonization: Trimming more fat from a network at
+         initialization},
+  author={de Jorge, Pau and Sanyal, Amartya and Behl, Harkirat S.
+          and Torr, Philip H. S. and Rogez, Gregory and Dokania, Puneet K.},
+  booktitle={International Conference on Learning Representations},
+  year={2021}
 }""",
     "grasp": """@inproceedings{wang2020grasp,
   title={Picking Winning Tickets Before Training by Preserving Gradient Flow},

@@ -9,7 +9,7 @@ from dynprune.core import InvalidInputError, Provenance, unknown
 from dynprune.manifold._analyse import analyse, warn_if_failed
 from dynprune.manifold._readings import SCORES, Score
 from dynprune.manifold._results import ManifoldReport
-from dynprune.pruning import from_scores
+from dynprune.pruning import Collapse, from_scores
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 from dynprune.training import OptimizerFactory
@@ -29,6 +29,7 @@ def prune(
     hessian_data: Any = None,
     samples: int = 2,
     report: ManifoldReport | None = None,
+    collapse: Collapse = "error",
     seed: int = 0,
     warn: bool = True,
     progress: bool = False,
@@ -64,6 +65,8 @@ def prune(
         samples: Points at which conditions are tested; 0 to skip them.
         report: A report of :func:`analyse` after a transient, to prune to several
             densities from one analysis; then the arguments of the analysis are unused.
+        collapse: What to do about layers that keep nothing, and about an output that
+            loses its input; see :func:`dynprune.pruning.from_scores`.
         seed: Of data order and starts.
         warn: Give one warning if the theorem is not supported by what was tested.
         progress: Draw a bar.
@@ -74,7 +77,7 @@ def prune(
 
     Raises:
         InvalidInputError: If density, score, rewind or an argument of the analysis does
-            not fit, or the report is of another system.
+            not fit, the report is of another system, or the ticket came apart.
         AssumptionError: If no curvature is positive after the transient.
 
     Cost:
@@ -118,6 +121,7 @@ def prune(
         start,
         {name: scores[name] for name in system.prunable},
         density=density,
+        collapse=collapse,
         provenance=_provenance(report, score, rewind),
         cost=report.mask_cost,
     )

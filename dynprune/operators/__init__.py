@@ -4,6 +4,7 @@ from dynprune.operators._arithmetic import Precision
 from dynprune.operators._fisher import EmpiricalFisherOperator
 from dynprune.operators._gauss_newton import GaussNewtonOperator
 from dynprune.operators._hessian import HessianOperator
+from dynprune.operators._kernels import twice_differentiable
 from dynprune.operators._matrix import MatrixOperator
 from dynprune.operators._ntk import NTKOperator
 from dynprune.operators._operator import (
@@ -37,4 +38,5 @@ __all__ = [
     "ShiftedOperator",
     "SumOperator",
     "select",
+    "twice_differentiable",
 ]

@@ -1,26 +1,28 @@
 """Any score becomes a ticket by the same rule."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dynprune.core import Cost, InvalidInputError, Provenance
-from dynprune.pruning._select import Scope, check_scores, select
+from dynprune.pruning._collapse import Collapse, check_collapse
+from dynprune.pruning._count_rules import Rule, check_rule
+from dynprune.pruning._select import Density, Scope, check_choice, check_scores, select
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
-
-Rule = Literal["exact"]
 
 
 def from_scores(
     system: GradientSystem,
     scores: Mapping[str, Tensor],
     *,
-    density: float,
+    density: float | None = None,
     rule: Rule = "exact",
-    scope: Scope = "global",
+    scope: Scope | None = None,
+    layer_densities: Mapping[str, float] | None = None,
+    collapse: Collapse = "error",
     provenance: Provenance | None = None,
     cost: Cost | None = None,
 ) -> Ticket:
@@ -31,25 +33,61 @@ def from_scores(
     the order of ``system.prunable``. Weights that the system's own mask has pruned
     stay pruned, and d still counts all N weights.
 
+    The other rules are those of published codes, to compare masks bit for bit. With R
+    weights alive, :math:`s_{(i)}` the i-th lowest score alive, and :math:`p = 1 - dN/R`
+    rounded to 12 digits (so that d = 0.8 removes p = 0.2), these are kept:
+
+    - ``"open_lth"``: :math:`s > s_{(\lceil pR \rceil + 1)}`, one less than asked and
+      without any tie;
+    - ``"lth2018"``: :math:`s > s_{(\mathrm{round}(pR) + 1)}` in each layer, halves to
+      even;
+    - ``"gem_miner"``: :math:`s > s_{(\lceil pR \rceil)}` (all for p = 0, where that
+      code reads the highest score);
+    - ``"synflow"``: :math:`s > s_{(k)}`, :math:`k = \lfloor (1 - d) N \rfloor` among
+      all N scores, those of pruned weights 0 (no more than any other); all for k = 0;
+    - ``"grasp"``: the same with :math:`s \ge s_{(k)}`, one more than asked. That code
+      ranks the negative of our score;
+    - ``"force"``: at least the :math:`\lfloor N d \rfloor`-th highest of all N.
+
     Args:
         system: What is pruned; the ticket is to be trained from its state.
         scores: Name to scores for each of ``system.prunable``; larger = keep, finite.
-        density: Fraction d to keep, in (0, 1].
-        rule: ``"exact"``, as above.
-        scope: ``"global"``, or ``"layer"`` for the same rule in each tensor.
+        density: Fraction d to keep, in (0, 1]; or else ``layer_densities``.
+        rule: ``"exact"``, or one of the above.
+        scope: ``"global"``, or ``"layer"`` for the same rule in each tensor; what the
+            rule is for by default: ``"layer"`` for ``"lth2018"``, else ``"global"``.
+        layer_densities: A density for each of ``system.prunable``, by name.
+        collapse: What to do about layers that keep nothing and about an output that no
+            longer depends on the input: ``"error"`` warns of the former and refuses
+            the latter, ``"warn"`` warns of both, ``"ignore"`` does not look. Seen by
+            the derivative of the output, or of ``batch_loss``, by what enters the
+            network: floating-point inputs, or the embeddings of token ids. What
+            cannot be seen so (ids that enter without an ``nn.Embedding``, a network
+            under ``no_grad``, several ranks) is let pass; the provenance says
+            "untestable".
         provenance: What made the scores.
         cost: What they cost.
 
     Returns:
-        The ticket.
+        The ticket. Its provenance says what was found of a collapse, and what that
+        took in gradients, which its cost leaves out: the mask does not need it.
 
     Raises:
         InvalidInputError: If the density is not in (0, 1] or exceeds what survives the
-            system's mask, or scores are missing, too many, of a wrong shape or not
-            finite.
+            system's mask, in any layer that has a count of its own; if scores are
+            missing, too many, of a wrong shape, not finite, or all equal where some
+            must go; if the rule keeps nothing; or if no path of kept weights leads
+            from the input to the output (see ``collapse``).
+
+    Warns:
+        NumericalWarning: If a layer keeps nothing.
 
     Cost:
-        One selection over N scores, no gradients.
+        One selection over N scores; a pass of at most 8 examples for the collapse.
+
+    Source:
+        Rules: the authors' published code for each paper, as described in words; none
+        is copied.
 
     Example:
         >>> x, y = torch.eye(3), torch.zeros(3, 1)
@@ -58,15 +96,24 @@ def from_scores(
         >>> scores = {"weight": torch.tensor([[1.0, 3.0, 3.0]])}
         >>> from_scores(system, scores, density=0.4).masks
         {'weight': tensor([[False,  True, False]])}
-    """
-    if rule != "exact":
-        raise InvalidInputError(f"rule is {rule!r}. Pass 'exact'.")
+        >>> from_scores(system, scores, density=0.4, rule="grasp").masks
+        {'weight': tensor([[True, True, True]])}
+    """  # noqa: DOC502 - raised by the parts
+    check_rule(rule)
+    scope = scope or ("layer" if rule == "lth2018" else "global")
     alive = survivors(system)
     check_scores(scores, {name: tuple(part.shape) for name, part in alive.items()})
+    wanted = _density(density, layer_densities, alive)
     ordered = {name: scores[name] for name in alive}
-    masks = select(ordered, alive, density=density, scope=scope)
+    masks = select(ordered, alive, density=wanted, scope=scope, rule=rule)
+    check_choice(ordered, alive, wanted, scope)
+    found = check_collapse(system, masks, density=wanted, collapse=collapse)
     made = provenance or record(system, "pruning.from_scores")
-    settings = {"density": density, "rule": rule, "scope": scope} | dict(made.settings)
+    settings = {"rule": rule, "scope": scope, "collapse": found} | dict(made.settings)
+    if layer_densities is None:
+        settings = {"density": density} | settings
+    else:
+        settings |= {"layer_densities": dict(layer_densities)}
     made = record(
         system, made.made_by, seed=made.seed, settings=settings, sources=made.sources
     )
@@ -77,6 +124,36 @@ def from_scores(
         provenance=made,
         cost=cost,
     )
+
+
+def _density(
+    density: float | None,
+    layer_densities: Mapping[str, float] | None,
+    alive: Mapping[str, Tensor],
+) -> Density:
+    if (density is None) == (layer_densities is None):
+        raise InvalidInputError(
+            f"density is {density} and layer_densities is "
+            f"{'None' if layer_densities is None else 'given'}. Pass one of the two."
+        )
+    if layer_densities is None:
+        assert density is not None
+        return density
+    missing = [name for name in alive if name not in layer_densities]
+    extra = [name for name in layer_densities if name not in alive]
+    if missing or extra:
+        raise InvalidInputError(
+            f"Layer densities are missing for {missing or 'none'} and too much for "
+            f"{extra or 'none'}. Pass one for each of system.prunable: "
+            f"{', '.join(alive)}."
+        )
+    for name in alive:
+        if not 0.0 < layer_densities[name] <= 1.0:
+            raise InvalidInputError(
+                f"The layer density of {name!r} is {layer_densities[name]}. Pass the "
+                "fraction of its weights to keep, in (0, 1]."
+            )
+    return {name: float(layer_densities[name]) for name in alive}
 
 
 def survivors(system: GradientSystem) -> dict[str, Tensor]:

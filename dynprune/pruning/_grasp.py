@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from dynprune.core import Cost, isolated
+from dynprune.operators import twice_differentiable
+from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._from_scores import from_scores, record
 from dynprune.pruning._scored_net import Mode, ScoredNet, add_
 from dynprune.system import GradientSystem
@@ -16,6 +18,7 @@ def grasp_scores(
     system: GradientSystem,
     *,
     temperature: float = _TEMPERATURE,
+    absolute: bool = False,
     mode: Mode = "eval",
     seed: int = 0,
 ) -> dict[str, Tensor]:
@@ -33,6 +36,7 @@ def grasp_scores(
     Args:
         system: The system.
         temperature: T, positive; 1 for the loss itself.
+        absolute: Score :math:`|w \odot Hg|`, the change in either direction.
         mode: ``"eval"`` uses the running statistics of batch norm, ``"train"`` those
             of each batch.
         seed: Of random loaders and dropout.
@@ -57,7 +61,11 @@ def grasp_scores(
     net = ScoredNet(system, mode=mode, temperature=temperature)
     slopes = net.gradient(seed=seed)
     total = [torch.zeros_like(part) for part in net.weights]
-    with isolated(seed), torch.enable_grad():
+    with (
+        isolated(seed),
+        torch.enable_grad(),
+        twice_differentiable(substitute=False),
+    ):
         for share, batch in net.shares(seed=seed):
             own = net.derivatives(net.loss(batch), keep_graph=True)
             along = sum(
@@ -66,7 +74,10 @@ def grasp_scores(
             )
             add_(total, net.derivatives(along), share)
     found = zip(net.names, net.weights, total, strict=True)
-    return {name: weight.detach() * product for name, weight, product in found}
+    scores = {name: weight.detach() * product for name, weight, product in found}
+    if absolute:
+        return {name: part.abs() for name, part in scores.items()}
+    return scores
 
 
 def grasp(
@@ -74,7 +85,9 @@ def grasp(
     *,
     density: float,
     temperature: float = _TEMPERATURE,
+    absolute: bool = False,
     mode: Mode = "eval",
+    collapse: Collapse = "error",
     seed: int = 0,
 ) -> Ticket:
     r"""Keep the weights with the highest :math:`w \odot H g`.
@@ -86,7 +99,10 @@ def grasp(
             from its state.
         density: Fraction to keep, in (0, 1].
         temperature: What the network's outputs are divided by.
+        absolute: Keep the highest :math:`|w \odot Hg|` instead, which no layer whose
+            gradient flow falls by pruning has to leave.
         mode: ``"eval"`` or ``"train"`` for batch norm and dropout.
+        collapse: What to do about one; see :func:`from_scores`.
         seed: Of random loaders and dropout.
 
     Returns:
@@ -103,12 +119,15 @@ def grasp(
         Wang et al., *Picking Winning Tickets Before Training by Preserving Gradient
         Flow*, ICLR 2020.
     """  # noqa: DOC502 - raised by from_scores and ScoredNet
-    settings = {"mode": mode, "temperature": temperature}
-    scores = grasp_scores(system, temperature=temperature, mode=mode, seed=seed)
+    settings = {"mode": mode, "temperature": temperature, "absolute": absolute}
+    scores = grasp_scores(
+        system, temperature=temperature, absolute=absolute, mode=mode, seed=seed
+    )
     return from_scores(
         system,
         scores,
         density=density,
+        collapse=collapse,
         provenance=record(
             system, "pruning.grasp", seed=seed, settings=settings, sources=("grasp",)
         ),

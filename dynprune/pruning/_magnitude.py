@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from dynprune.core import Cost
+from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._from_scores import from_scores, record
 from dynprune.pruning._select import Scope
 from dynprune.system import GradientSystem
@@ -42,9 +43,11 @@ def magnitude_scores(
 def magnitude(
     system: GradientSystem,
     *,
-    density: float,
+    density: float | None = None,
+    layer_densities: Mapping[str, float] | None = None,
     state: Tensor | Mapping[str, Tensor] | None = None,
     scope: Scope = "global",
+    collapse: Collapse = "error",
     cost: Cost | None = None,
     seed: int = 0,
 ) -> Ticket:
@@ -56,10 +59,13 @@ def magnitude(
 
     Args:
         system: What is pruned.
-        density: Fraction to keep, in (0, 1].
+        density: Fraction to keep, in (0, 1]; or else ``layer_densities``.
+        layer_densities: One for each of ``system.prunable``, by name; :func:`lamp` and
+            :func:`erk_densities` are other ways to share the weights out.
         state: Coordinates ``(P,)`` or named tensors whose magnitudes count; the
             system's own by default.
         scope: ``"global"`` or ``"layer"``.
+        collapse: What to do about one; see :func:`from_scores`.
         cost: What it took to get ``state``.
         seed: Without effect; recorded.
 
@@ -82,6 +88,8 @@ def magnitude(
         magnitude_scores(system, state=state),
         density=density,
         scope=scope,
+        layer_densities=layer_densities,
+        collapse=collapse,
         provenance=record(system, "pruning.magnitude", seed=seed, settings=settings),
         cost=cost,
     )

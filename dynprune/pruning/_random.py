@@ -1,9 +1,12 @@
 """Random pruning with an exact count."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from dynprune.core import generator
+from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._from_scores import from_scores, record
 from dynprune.pruning._select import Scope
 from dynprune.system import GradientSystem
@@ -38,17 +41,28 @@ def random_scores(system: GradientSystem, *, seed: int = 0) -> dict[str, Tensor]
 
 
 def random(
-    system: GradientSystem, *, density: float, scope: Scope = "global", seed: int = 0
+    system: GradientSystem,
+    *,
+    density: float | None = None,
+    layer_densities: Mapping[str, float] | None = None,
+    scope: Scope = "global",
+    collapse: Collapse = "error",
+    seed: int = 0,
 ) -> Ticket:
-    """Keep weights drawn uniformly without replacement.
+    r"""Keep weights drawn uniformly without replacement.
 
     Every set of K weights is as likely as any other; layer densities differ from the
-    target only by sampling noise, not at all with ``scope="layer"``.
+    target only by sampling noise, not at all with ``scope="layer"``. With layer
+    densities :math:`d_l` exactly :math:`\max(1, \lfloor d_l n_l + \tfrac{1}{2}
+    \rfloor)` weights of each layer are kept.
 
     Args:
         system: What is pruned; the ticket is trained from its state.
-        density: Fraction to keep, in (0, 1].
+        density: Fraction to keep, in (0, 1]; or else ``layer_densities``.
+        layer_densities: One for each of ``system.prunable``, by name, as those of
+            :func:`erk_densities` or ``ticket.layer_densities``.
         scope: ``"global"`` or ``"layer"``.
+        collapse: What to do about one; see :func:`from_scores`.
         seed: Of the draw.
 
     Returns:
@@ -65,5 +79,7 @@ def random(
         random_scores(system, seed=seed),
         density=density,
         scope=scope,
+        layer_densities=layer_densities,
+        collapse=collapse,
         provenance=record(system, "pruning.random", seed=seed),
     )

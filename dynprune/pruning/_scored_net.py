@@ -1,7 +1,7 @@
 """A private copy of a network whose prunable weights are differentiated."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, final
 
 import torch
@@ -59,10 +59,32 @@ class ScoredNet:
         self.weights = [own[name].requires_grad_() for name in self.names]
         kept = survivors(system)
         self._kept = [kept[name].to(system.device) for name in self.names]
+        self._start: list[Tensor] = []
         if temperature != 1.0:
             self._net.register_forward_hook(
                 lambda _module, _inputs, output: _divided(output, temperature)
             )
+
+    def start(self) -> list[Tensor]:
+        """Return the weights as they were before any :meth:`restrict_`.
+
+        Returns:
+            One tensor for each of ``weights``; not to be changed.
+        """
+        return self._start or [part.detach() for part in self.weights]
+
+    def restrict_(self, masks: Mapping[str, Tensor]) -> None:
+        """Set the weights to those of the start, masked.
+
+        Args:
+            masks: Name to boolean tensor, for each of ``names``.
+        """
+        if not self._start:
+            self._start = [part.detach().clone() for part in self.weights]
+        with torch.no_grad():
+            found = zip(self.names, self.weights, self._start, strict=True)
+            for name, part, full in found:
+                part.copy_(full * masks[name].to(full.device))
 
     def shares(self, *, seed: int) -> Iterator[tuple[float, Any]]:
         """Read the data once.
@@ -91,7 +113,7 @@ class ScoredNet:
         return self._system.loss_fn(self._net(batch[0]), batch[1]).reshape(())
 
     def derivatives(self, value: Tensor, *, keep_graph: bool = False) -> list[Tensor]:
-        """Differentiate by the prunable weights; pruned ones get zero.
+        """Differentiate by the prunable weights; those of the system's mask get zero.
 
         Args:
             value: A 0-d tensor.

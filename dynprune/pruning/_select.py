@@ -1,42 +1,22 @@
-"""Exact counts: which weights to keep, given their scores."""
+"""Which weights to keep, given their scores."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dynprune.core import InvalidInputError
+from dynprune.pruning._count_rules import (
+    Rule,
+    check_rule,
+    keep,
+    kept_count as kept_count,
+)
 
 Scope = Literal["global", "layer"]
-
-
-def kept_count(density: float, size: int) -> int:
-    r"""Return how many of ``size`` weights a density keeps.
-
-    .. math:: K = \max(1, \lfloor d N + \tfrac{1}{2} \rfloor)
-
-    Args:
-        density: Fraction d to keep, in (0, 1].
-        size: Number N of prunable weights, at least 1.
-
-    Returns:
-        The count, between 1 and ``size``.
-
-    Raises:
-        InvalidInputError: If the density is not in (0, 1].
-
-    Example:
-        >>> kept_count(0.25, 10), kept_count(1e-9, 10), kept_count(1.0, 10)
-        (3, 1, 10)
-    """
-    if not 0.0 < density <= 1.0:
-        raise InvalidInputError(
-            f"A density of {density} was asked for. Pass the fraction of weights to "
-            "keep, in (0, 1]."
-        )
-    return max(1, math.floor(density * size + 0.5))
+# a density for all tensors, or one for each by name
+Density = float | Mapping[str, float]
 
 
 def check_scores(
@@ -71,8 +51,8 @@ def check_scores(
                 f"The scores of {name!r} have shape {tuple(scores[name].shape)}, the "
                 f"weights {shape}. Pass one score for each weight."
             )
-        bad = int((~torch.isfinite(scores[name])).sum())
-        if bad:
+        if not _is_finite(scores[name]):
+            bad = int((~torch.isfinite(scores[name])).sum())
             raise InvalidInputError(
                 f"{bad} of {scores[name].numel()} scores of {name!r} are NaN or "
                 "infinite. Look for overflow in the state or the data; larger = keep, "
@@ -84,54 +64,130 @@ def select(
     scores: Mapping[str, Tensor],
     alive: Mapping[str, Tensor],
     *,
-    density: float,
+    density: Density,
     scope: Scope = "global",
+    rule: Rule = "exact",
 ) -> dict[str, Tensor]:
-    """Keep exactly the highest scores; ties go to the lower flat index.
+    """Keep the highest scores; by default exactly so many, ties to the lower index.
 
     Args:
         scores: Parameter name to finite scores; order counts for ties.
         alive: Name to boolean tensor, True = may be kept.
-        density: Kept / all weights, in (0, 1].
+        density: Kept / all weights, in (0, 1]; or one for each name, which is a choice
+            in each tensor for itself, whatever the scope.
         scope: Over all weights together, or in each tensor for itself.
+        rule: How many, and who wins ties; see :func:`dynprune.pruning.from_scores`.
 
     Returns:
         Name to boolean tensor on the CPU, True = kept.
 
     Raises:
-        InvalidInputError: If more is to be kept than is alive, or the scope is unknown.
+        InvalidInputError: If more is to be kept than is alive, in some tensor where
+            each has its own choice; if the rule keeps nothing at all; or if the scope
+            or the rule is unknown.
+
+    Cost:
+        One order statistic: one copy of the scores in their own dtype, and the masks.
     """
     if scope not in {"global", "layer"}:
         raise InvalidInputError(f"scope is {scope!r}. Pass 'global' or 'layer'.")
-    flat = {name: part.detach().reshape(-1) for name, part in scores.items()}
+    check_rule(rule)
+    flat = dict(zip(scores, _of_one_kind(list(scores.values())), strict=True))
     free = {name: alive[name].reshape(-1).to(flat[name].device) for name in flat}
-    if scope == "layer":
-        found = {name: _highest(flat[name], free[name], density, name) for name in flat}
-        return {name: part.view(scores[name].shape) for name, part in found.items()}
-    every = torch.cat(list(flat.values()))
-    kept = _highest(every, torch.cat(list(free.values())), density, "all layers")
-    parts = kept.split([part.numel() for part in flat.values()])
-    return {
-        name: part.view(scores[name].shape).clone()
-        for name, part in zip(flat, parts, strict=True)
-    }
-
-
-def _highest(scores: Tensor, alive: Tensor, density: float, where: str) -> Tensor:
-    count = kept_count(density, len(scores))
-    places = torch.nonzero(alive).reshape(-1)
-    if count > len(places):
+    if scope == "layer" or isinstance(density, Mapping):
+        pools = [([name], name) for name in flat]
+    else:
+        pools = [(list(flat), "all layers")]
+    masks: dict[str, Tensor] = {}
+    for names, where in pools:
+        own = density[where] if isinstance(density, Mapping) else density
+        parts, left = [flat[name] for name in names], [free[name] for name in names]
+        check_room(left, own, where)
+        masks |= zip(names, keep(parts, left, own, rule), strict=True)
+    if not any(bool(mask.any()) for mask in masks.values()):
         raise InvalidInputError(
-            f"Density {density} keeps {count} of {len(scores)} weights of {where}, but "
-            f"only {len(places)} survive the system's mask. Pass a lower density, or "
+            f"Rule {rule!r} at density {density} keeps no weight at all: it drops all "
+            "that tie with its threshold. Pass a higher density, or rule='exact'."
+        )
+    return {name: mask.view(scores[name].shape).cpu() for name, mask in masks.items()}
+
+
+def check_choice(
+    scores: Mapping[str, Tensor],
+    alive: Mapping[str, Tensor],
+    density: Density,
+    scope: Scope,
+) -> None:
+    """Refuse scores that are all equal where some must go.
+
+    Args:
+        scores: Parameter name to finite scores.
+        alive: Name to boolean tensor, True = may be kept.
+        density: As for :func:`select`.
+        scope: As for :func:`select`.
+
+    Raises:
+        InvalidInputError: If nothing but the flat index would choose, over all tensors
+            or in one that has a count of its own.
+    """
+    by_layer = scope == "layer" or isinstance(density, Mapping)
+    pools = [[name] for name in alive] if by_layer else [list(alive)]
+    for names in pools:
+        d = density[names[0]] if isinstance(density, Mapping) else density
+        size = sum(alive[name].numel() for name in names)
+        left = sum(int(alive[name].sum()) for name in names)
+        if kept_count(d, size) == left:
+            continue
+        ends = [_ends(scores[name], alive[name]) for name in names if alive[name].any()]
+        low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+        if low == high:
+            where = f"of {names[0]!r}" if by_layer else "of all layers"
+            raise InvalidInputError(
+                f"The {left} scores {where} are all {low:g}, and {kept_count(d, size)} "
+                "are to be kept: the flat index would decide. Check the state (equal "
+                "weights, dead units, no gradient), or use pruning.random."
+            )
+
+
+def _ends(scores: Tensor, alive: Tensor) -> tuple[float, float]:
+    # equal numbers stay equal in float64, and unequal ones unequal
+    own = scores.detach()
+    if not bool(alive.all()):
+        own = own[alive.to(own.device)]
+    low, high = own.aminmax()
+    return float(low), float(high)
+
+
+def check_room(alive: Sequence[Tensor], density: float, where: str) -> None:
+    """Refuse a density that what is alive cannot reach.
+
+    Args:
+        alive: Boolean tensors of one pool.
+        density: Kept / all weights, in (0, 1].
+        where: What the pool is called.
+
+    Raises:
+        InvalidInputError: If more is to be kept than is alive.
+    """
+    size = sum(part.numel() for part in alive)
+    count, left = kept_count(density, size), sum(int(part.sum()) for part in alive)
+    if count > left:
+        raise InvalidInputError(
+            f"Density {density} keeps {count} of {size} weights of {where}, but "
+            f"only {left} survive the system's mask. Pass a lower density, or "
             "remove the mask with system.with_mask({})."
         )
-    values = scores[places]
-    if values.dtype in {torch.float16, torch.bfloat16}:
-        values = values.float()
-    threshold = values.kthvalue(len(values) - count + 1).values
-    above, level = values > threshold, torch.nonzero(values == threshold).reshape(-1)
-    above[level[: count - int(above.sum())]] = True
-    mask = torch.zeros_like(alive)
-    mask[places[above]] = True
-    return mask.cpu()
+
+
+def _of_one_kind(parts: Sequence[Tensor]) -> list[Tensor]:
+    # flat, on one device, in the widest dtype, at least float32: no copy where it fits
+    dtype = torch.float32
+    for part in parts:
+        dtype = torch.promote_types(dtype, part.dtype)
+    place = parts[0].device
+    return [part.detach().reshape(-1).to(device=place, dtype=dtype) for part in parts]
+
+
+def _is_finite(scores: Tensor) -> bool:
+    # the two ends tell, without a temporary of the scores' size
+    return scores.numel() == 0 or all(map(torch.isfinite, scores.aminmax()))

@@ -1,8 +1,11 @@
 """SNIP: connection sensitivity at initialisation."""
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from dynprune.core import Cost
+from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._from_scores import from_scores, record
 from dynprune.pruning._scored_net import Mode, ScoredNet
 from dynprune.system import GradientSystem
@@ -10,17 +13,24 @@ from dynprune.tickets import Ticket
 
 
 def snip_scores(
-    system: GradientSystem, *, mode: Mode = "eval", seed: int = 0
+    system: GradientSystem,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    mode: Mode = "eval",
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     r"""Score weights by the effect of removing them to first order.
 
     .. math:: s = |w \odot \nabla_w L|
 
     with L the mean loss over all the system's data, without its l2 term. (The source
-    divides by the sum over all weights, which changes no order.)
+    divides by the sum over all weights, which changes no order.) With masks w is
+    the masked weight, whose score is zero where it is pruned.
 
     Args:
         system: The system.
+        masks: Name to boolean tensor, for each of ``system.prunable``; the system's
+            own by default.
         mode: ``"eval"`` or ``"train"`` for batch norm and dropout; it matters.
         seed: Of random loaders and dropout.
 
@@ -43,12 +53,32 @@ def snip_scores(
         {'weight': tensor([[6., 1.]])}
     """
     net = ScoredNet(system, mode=mode)
+    if masks is not None:
+        net.restrict_(masks)
+    return sensitivities(net, seed=seed)
+
+
+def sensitivities(net: ScoredNet, *, seed: int) -> dict[str, Tensor]:
+    r"""Return :math:`|w \odot \nabla_w L|` at the present weights of a scored network.
+
+    Args:
+        net: The network.
+        seed: Of random loaders and dropout.
+
+    Returns:
+        Name to scores.
+    """
     found = zip(net.names, net.weights, net.gradient(seed=seed), strict=True)
     return {name: (weight.detach() * slope).abs() for name, weight, slope in found}
 
 
 def snip(
-    system: GradientSystem, *, density: float, mode: Mode = "eval", seed: int = 0
+    system: GradientSystem,
+    *,
+    density: float,
+    mode: Mode = "eval",
+    collapse: Collapse = "error",
+    seed: int = 0,
 ) -> Ticket:
     r"""Keep the weights of largest connection sensitivity, :math:`|w \odot \nabla L|`.
 
@@ -57,6 +87,7 @@ def snip(
             from its state.
         density: Fraction to keep, in (0, 1].
         mode: ``"eval"`` or ``"train"`` for batch norm and dropout; it matters.
+        collapse: What to do about one; see :func:`from_scores`.
         seed: Of random loaders and dropout.
 
     Returns:
@@ -79,6 +110,7 @@ def snip(
         system,
         snip_scores(system, mode=mode, seed=seed),
         density=density,
+        collapse=collapse,
         provenance=made,
         cost=Cost(gradients=1.0),
     )

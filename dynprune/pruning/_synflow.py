@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.core import Cost, InvalidInputError, NumericalWarning
+from dynprune.pruning._collapse import Collapse
+from dynprune.pruning._count_rules import kept_count
 from dynprune.pruning._from_scores import from_scores, record, survivors
-from dynprune.pruning._select import check_scores, kept_count, select
+from dynprune.pruning._select import check_scores, select
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 
@@ -79,6 +81,7 @@ def synflow(
     rounds: int = 100,
     activations: Activations = "as is",
     example: Tensor | None = None,
+    collapse: Collapse = "error",
     seed: int = 0,
 ) -> Ticket:
     r"""Keep the weights that carry the most synaptic flow, in many small rounds.
@@ -105,6 +108,7 @@ def synflow(
         activations: ``"as is"`` or ``"linear"``.
         example: One example with its batch dimension, shape ``(1, …)``; only its shape
             counts. Taken from the first batch by default.
+        collapse: What to do about one; see :func:`from_scores`.
         seed: Without effect; recorded.
 
     Returns:
@@ -148,6 +152,7 @@ def synflow(
         system,
         ranked,
         density=density,
+        collapse=collapse,
         provenance=record(
             system,
             "pruning.synflow",

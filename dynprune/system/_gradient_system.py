@@ -18,6 +18,7 @@ from dynprune.system._batches import BatchWeight, check_data, is_resident, lengt
 from dynprune.system._checks import check_loss
 from dynprune.system._mean_loss import BatchLoss, LossFn, MeanLoss, call
 from dynprune.system._probe import MOST_PROBED, probe
+from dynprune.system._prunable import prunable_weights
 from dynprune.system._ranks import Ranks
 from dynprune.system._signature import layout, signature, state_signature
 
@@ -203,13 +204,12 @@ class GradientSystem:
 
     @property
     def prunable(self) -> tuple[str, ...]:
-        """Names of the selected weights of Linear and Conv layers, tied ones once."""
-        kinds = (nn.Linear, nn.modules.conv._ConvNd)
-        weights = {
-            id(part.weight) for part in self.module.modules() if isinstance(part, kinds)
-        }
-        own = dict(self.module.named_parameters())
-        return tuple(name for name in self.names if id(own[name]) in weights)
+        """Names of the selected weights of Linear, Conv, attention layers, each once.
+
+        ``parameters=`` selects among them. An embedding tied to a Linear layer is that
+        layer's weight; biases, norms and other embeddings are never prunable.
+        """
+        return prunable_weights(self.module, self.names)
 
     @property
     def state(self) -> Tensor:

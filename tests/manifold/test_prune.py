@@ -28,7 +28,13 @@ def net_system(activation=nn.Tanh, widths=(4, 6, 4), mask=None) -> GradientSyste
 def test_the_count_is_exact_and_the_state_is_the_initial_one(score, density):
     system = net_system()
     ticket = manifold.prune(
-        system, density=density, optimizer=gd, transient=2, score=score, warn=False
+        system,
+        density=density,
+        optimizer=gd,
+        transient=2,
+        score=score,
+        collapse="ignore",
+        warn=False,
     )
     size = 4 * 6 + 6 * 4
     assert ticket.kept == max(1, int(density * size + 0.5))
@@ -95,7 +101,12 @@ def test_the_default_score_is_the_one_that_is_documented():
 
 def test_provenance_holds_the_certified_k_beside_the_density():
     ticket = manifold.prune(
-        net_system(), density=0.1, optimizer=gd, transient=3, warn=False
+        net_system(),
+        density=0.1,
+        optimizer=gd,
+        transient=3,
+        collapse="ignore",
+        warn=False,
     )
     settings = dict(ticket.provenance.settings)
     assert settings["density"] == 0.1
@@ -110,6 +121,11 @@ def test_provenance_holds_the_certified_k_beside_the_density():
     assert ticket.cost.gradients == pytest.approx(
         3.0 + 1.0 + 2 * 8 / 40
     )  # one batch; a probe of 8
+
+
+def test_a_ticket_that_came_apart_is_refused():
+    with pytest.raises(InvalidInputError, match="no path of kept weights leads from"):
+        manifold.prune(net_system(), density=0.1, optimizer=gd, warn=False)
 
 
 def test_a_file_keeps_the_provenance(tmp_path):

@@ -45,8 +45,13 @@ def test_exact_count_with_ties_to_the_lower_index(values, density):
     system = system_of(chain(4, 2, 3), 4)
     scores = torch.tensor(values).double()
     named = {"0.weight": scores[:8].view(2, 4), "1.weight": scores[8:].view(3, 2)}
-    ticket = from_scores(system, dict(reversed(named.items())), density=density)
+    given = dict(reversed(named.items()))
     count = max(1, math.floor(density * 14 + 0.5))
+    if count < 14 and len(set(values)) == 1:  # a set takes −0 and 0 for one
+        with pytest.raises(InvalidInputError, match="scores of all layers are all"):
+            from_scores(system, given, density=density, collapse="ignore")
+        return
+    ticket = from_scores(system, given, density=density, collapse="ignore")
     found = torch.cat([mask.reshape(-1) for mask in ticket.masks.values()])
     assert list(ticket.masks) == ["0.weight", "1.weight"]
     assert int(found.sum()) == count == ticket.kept
@@ -79,7 +84,7 @@ def test_masks_ignore_increasing_maps_of_the_scores(scale, shift):
 @pytest.mark.parametrize("density", [1e-9, 0.02, 0.36, 0.5, 0.51, 0.999, 1.0], ids=str)
 def test_layer_scope_counts_in_each_layer(density):
     system = system_of(chain(4, 2, 3), 4)
-    ticket = random(system, density=density, scope="layer", seed=1)
+    ticket = random(system, density=density, scope="layer", collapse="ignore", seed=1)
     counts = [int(mask.sum()) for mask in ticket.masks.values()]
     assert counts == [kept_count(density, 8), kept_count(density, 6)]
 
@@ -126,8 +131,8 @@ def test_wrong_scores_are_refused(scores, says):
 
 def test_unknown_rule_and_scope_are_refused():
     system = system_of(chain(4, 2), 4)
-    scores = {"0.weight": torch.ones(2, 4)}
-    with pytest.raises(InvalidInputError, match="rule is 'top'"):
+    scores = {"0.weight": torch.arange(8.0).view(2, 4)}
+    with pytest.raises(InvalidInputError, match="Unknown rule 'top'"):
         from_scores(system, scores, density=0.5, rule="top")
     with pytest.raises(InvalidInputError, match="scope is 'local'"):
         from_scores(system, scores, density=0.5, scope="local")
@@ -143,7 +148,7 @@ def test_ticket_records_who_made_it_and_what_it_cost():
     system = system_of(chain(4, 2), 4)
     ticket = from_scores(
         system,
-        {"0.weight": torch.ones(2, 4)},
+        {"0.weight": torch.arange(8.0).view(2, 4)},
         density=0.5,
         provenance=Provenance(made_by="mine", seed=4, settings=(("knob", 2),)),
         cost=Cost(hvps=3.0),

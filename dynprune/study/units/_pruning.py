@@ -143,7 +143,8 @@ def _maker(
     folder: Path,
     system: GradientSystem,
 ) -> Callable[[float], Ticket]:
-    # density -> ticket; what does not depend on the density runs once, here
+    # density -> ticket; what does not depend on the density runs once, here. A ticket
+    # that came apart is a finding, in the table of layers; it is trained all the same
     if method.endswith("-shuffled"):
         origin = method.removesuffix("-shuffled")
         return lambda density: shuffle(
@@ -162,7 +163,7 @@ def _maker(
         state = run.levels[0].state
         spent = run.tickets[0].cost + run.levels[0].cost  # to the rewind step, and on
         return lambda density: pruning.magnitude(
-            system, density=density, state=state, cost=spent
+            system, density=density, state=state, cost=spent, collapse="ignore"
         )
     if method == "manifold":
         report = manifold.analyse(
@@ -177,12 +178,15 @@ def _maker(
             warn=False,
         )
         return lambda density: manifold.prune(
-            system, density=density, report=report, warn=False
+            system, density=density, report=report, collapse="ignore", warn=False
         )
     for baseline in pruning.BASELINES:
         if baseline.name == method:
             return lambda density: baseline(
-                system, density=density, seed=seed_of(config, method, seed, density)
+                system,
+                density=density,
+                seed=seed_of(config, method, seed, density),
+                collapse="ignore",
             )
     raise InvalidInputError(f"No method {method!r}.")
 

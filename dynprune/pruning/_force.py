@@ -1,0 +1,129 @@
+"""FORCE: connection sensitivity after pruning, where weights may return."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from dynprune.core import Cost, derive_seed
+from dynprune.pruning._collapse import Collapse
+from dynprune.pruning._from_scores import from_scores, record, survivors
+from dynprune.pruning._rounds import check_rounds, in_rounds
+from dynprune.pruning._scored_net import Mode, ScoredNet
+from dynprune.system import GradientSystem
+from dynprune.tickets import Ticket
+
+
+def force_scores(
+    system: GradientSystem,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    mode: Mode = "eval",
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    r"""Score weights by the sensitivity they have, or would have, in a pruned network.
+
+    .. math:: s = |w_0 \odot \nabla L(m \odot w_0)|
+
+    with :math:`w_0` the unmasked weights, so that a pruned one has a score, too, and
+    the gradient by all weights at the masked ones.
+
+    Args:
+        system: The system.
+        masks: m, name to boolean tensor, for each of ``system.prunable``; the system's
+            own by default.
+        mode: ``"eval"`` or ``"train"`` for batch norm and dropout.
+        seed: Of random loaders and dropout.
+
+    Returns:
+        Name to scores, for each of ``system.prunable``; zero where the system's own
+        mask has pruned.
+
+    Cost:
+        One gradient.
+
+    Source:
+        de Jorge et al., *Progressive Skeletonization: Trimming more fat from a network
+        at initialization*, ICLR 2021.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.eye(2), torch.tensor([[1.0], [0.0]])
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> system = GradientSystem(net, torch.nn.functional.mse_loss, (x, y))
+        >>> own = system.with_state(torch.tensor([3.0, -1.0]))
+        >>> force_scores(own, masks={"weight": torch.tensor([[False, True]])})
+        {'weight': tensor([[3., 1.]])}
+    """
+    net = ScoredNet(system, mode=mode)
+    return _scores(net, survivors(system) if masks is None else masks, seed=seed)
+
+
+def force(
+    system: GradientSystem,
+    *,
+    density: float,
+    rounds: int = 10,
+    mode: Mode = "eval",
+    collapse: Collapse = "error",
+    seed: int = 0,
+) -> Ticket:
+    r"""Keep the weights of largest sensitivity after pruning, in several rounds.
+
+    Round t of T keeps density :math:`d_t = d_0 (d / d_0)^{t/T}` of **all** weights by
+    :math:`|w_0 \odot \nabla L(m_{t-1} \odot w_0)|`, see :func:`force_scores`: what one
+    round prunes a later one may take back. :math:`d_0` is 1, or the density of the
+    system's mask, which nothing returns from. The counts are the exact ones of
+    :func:`from_scores` in every round (the authors' code keeps int(N d_t) and all
+    ties).
+
+    Args:
+        system: What is pruned, on the data it is scored on; the ticket is trained
+            from its state.
+        density: Fraction to keep, in (0, 1].
+        rounds: Number T of rounds.
+        mode: ``"eval"`` or ``"train"`` for batch norm and dropout.
+        collapse: What to do about one; see :func:`from_scores`.
+        seed: Of random loaders and dropout, another one in each round.
+
+    Returns:
+        The ticket.
+
+    Raises:
+        InvalidInputError: See :func:`from_scores`; or if ``rounds`` is not positive,
+            or all scores of a round are equal (the network came apart).
+
+    Cost:
+        T gradients.
+
+    Source:
+        de Jorge et al., *Progressive Skeletonization: Trimming more fat from a network
+        at initialization*, ICLR 2021.
+    """  # noqa: DOC502 - raised by in_rounds and from_scores
+    check_rounds(rounds)
+    net = ScoredNet(system, mode=mode)
+    scores, _ = in_rounds(
+        system,
+        lambda t, masks: _scores(net, masks, seed=derive_seed(seed, t)),
+        density=density,
+        rounds=rounds,
+        may_return=True,
+    )
+    settings = {"mode": mode, "rounds": rounds}
+    return from_scores(
+        system,
+        scores,
+        density=density,
+        collapse=collapse,
+        provenance=record(
+            system, "pruning.force", seed=seed, settings=settings, sources=("force",)
+        ),
+        cost=Cost(gradients=float(rounds)),
+    )
+
+
+def _scores(
+    net: ScoredNet, masks: Mapping[str, Tensor], *, seed: int
+) -> dict[str, Tensor]:
+    net.restrict_(masks)
+    found = zip(net.names, net.start(), net.gradient(seed=seed), strict=True)
+    return {name: (weight * slope).abs() for name, weight, slope in found}

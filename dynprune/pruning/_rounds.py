@@ -1,0 +1,75 @@
+"""Densities that fall geometrically over rounds of scoring."""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from dynprune.core import InvalidInputError
+from dynprune.pruning._count_rules import kept_count
+from dynprune.pruning._from_scores import survivors
+from dynprune.pruning._select import check_choice, check_room, check_scores, select
+from dynprune.system import GradientSystem
+
+Masks = dict[str, Tensor]
+
+
+def check_rounds(rounds: int) -> None:
+    """Refuse a number of rounds that is not positive.
+
+    Args:
+        rounds: As given.
+
+    Raises:
+        InvalidInputError: If it is not positive.
+    """
+    if rounds < 1:
+        raise InvalidInputError(f"{rounds} rounds were asked for. Pass at least 1.")
+
+
+def in_rounds(
+    system: GradientSystem,
+    score: Callable[[int, Masks], Mapping[str, Tensor]],
+    *,
+    density: float,
+    rounds: int,
+    may_return: bool,
+) -> tuple[Mapping[str, Tensor], Masks]:
+    r"""Score and select in all rounds but the last, and score once more.
+
+    Round t of T keeps density :math:`d_t = d_0 (d / d_0)^{t/T}`, :math:`d_0` that of
+    the system's mask, 1 without one.
+
+    Args:
+        system: The system.
+        score: Scores of round t = 1, 2, …, of the network under the masks given.
+        density: d.
+        rounds: T.
+        may_return: Whether a weight pruned in one round may be kept in a later one.
+
+    Returns:
+        The last scores, and which weights may be kept by them.
+
+    Raises:
+        InvalidInputError: If rounds or density are out of range, or the scores of a
+            round are not finite or all equal.
+
+    Cost:
+        T scores.
+    """  # noqa: DOC502 - raised by the parts
+    check_rounds(rounds)
+    free = survivors(system)
+    shapes = {name: tuple(mask.shape) for name, mask in free.items()}
+    size = sum(mask.numel() for mask in free.values())
+    kept_count(density, 1)
+    check_room(list(free.values()), density, "all layers")
+    first = sum(int(mask.sum()) for mask in free.values()) / size
+    masks = free
+    for t in range(1, rounds + 1):
+        scores = score(t, masks)
+        check_scores(scores, shapes)
+        allowed = free if may_return else masks
+        own = density if t == rounds else first * (density / first) ** (t / rounds)
+        check_choice(scores, allowed, own, "global")
+        if t < rounds:
+            masks = select(scores, allowed, density=own)
+    return scores, allowed
