@@ -44,6 +44,60 @@ _BIBTEX = {
   booktitle={International Conference on Learning Representations},
   year={2019}
 }""",
+    "obd": """@inproceedings{lecun1989obd,
+  title={Optimal Brain Damage},
+  author={LeCun, Yann and Denker, John S. and Solla, Sara A.},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={1989}
+}""",
+    "obs": """@inproceedings{hassibi1992obs,
+  title={Second order derivatives for network pruning: Optimal Brain Surgeon},
+  author={Hassibi, Babak and Stork, David G.},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={1992}
+}""",
+    "woodfisher": """@inproceedings{singh2020woodfisher,
+  title={{WoodFisher}: Efficient Second-Order Approximation for Neural Network
+         Compression},
+  author={Singh, Sidak Pal and Alistarh, Dan},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2020}
+}""",
+    "sparsegpt": """@inproceedings{frantar2023sparsegpt,
+  title={{SparseGPT}: Massive Language Models Can Be Accurately Pruned in One-Shot},
+  author={Frantar, Elias and Alistarh, Dan},
+  booktitle={International Conference on Machine Learning},
+  year={2023}
+}""",
+    "lr_rewinding": """@inproceedings{renda2020rewinding,
+  title={Comparing Rewinding and Fine-tuning in Neural Network Pruning},
+  author={Renda, Alex and Frankle, Jonathan and Carbin, Michael},
+  booktitle={International Conference on Learning Representations},
+  year={2020}
+}""",
+    "gmp": """@misc{zhu2017gmp,
+  title={To prune, or not to prune: exploring the efficacy of pruning for model
+         compression},
+  author={Zhu, Michael and Gupta, Suyog},
+  year={2017},
+  eprint={1710.01878},
+  archivePrefix={arXiv}
+}""",
+    "rigl": """@inproceedings{evci2020rigl,
+  title={Rigging the Lottery: Making All Tickets Winners},
+  author={Evci, Utku and Gale, Trevor and Menick, Jacob and Castro, Pablo Samuel
+          and Elsen, Erich},
+  booktitle={International Conference on Machine Learning},
+  year={2020}
+}""",
+    "set": """@article{mocanu2018set,
+  title={Scalable training of artificial neural networks with adaptive sparse
+         connectivity inspired by network science},
+  author={Mocanu, Decebal Constantin and Mocanu, Elena and Stone, Peter
+          and Nguyen, Phuong H. and Gibescu, Madeleine and Liotta, Antonio},
+  journal={Nature Communications},
+  year={2018}
+}""",
     "rewinding": """@inproceedings{frankle2020linear,
   title={Linear Mode Connectivity and the Lottery Ticket Hypothesis},
   author={Frankle, Jonathan and Dziugaite, Gintare Karolina and Roy, Daniel

@@ -1,20 +1,96 @@
 """Score × budget × schedule → ticket."""
 
-from dynprune.pruning._baselines import BASELINES, Baseline, Pruner
-from dynprune.pruning._collapse import Collapse
-from dynprune.pruning._count_rules import Rule, kept_count
-from dynprune.pruning._erk import erk, erk_densities
-from dynprune.pruning._force import force, force_scores
-from dynprune.pruning._from_scores import from_scores
-from dynprune.pruning._grasp import grasp, grasp_scores
-from dynprune.pruning._imp import imp
-from dynprune.pruning._imp_results import IMPLevel, IMPRun
-from dynprune.pruning._iterative_snip import iterative_snip
-from dynprune.pruning._lamp import lamp, lamp_scores
-from dynprune.pruning._magnitude import magnitude, magnitude_scores
-from dynprune.pruning._random import random, random_scores
-from dynprune.pruning._snip import snip, snip_scores
-from dynprune.pruning._synflow import synflow, synflow_scores
+from dynprune.pruning._baselines import (
+    BASELINES,
+    Baseline,
+    Pruner,
+)
+from dynprune.pruning._collapse import (
+    Collapse,
+)
+from dynprune.pruning._count_rules import (
+    Rule,
+    kept_count,
+)
+from dynprune.pruning._densities import (
+    densities_by_factor,
+    densities_by_share,
+    densities_by_target,
+)
+from dynprune.pruning._erk import (
+    erk,
+    erk_densities,
+)
+from dynprune.pruning._force import (
+    force,
+    force_scores,
+)
+from dynprune.pruning._from_scores import (
+    from_scores,
+)
+from dynprune.pruning._gradual_magnitude import (
+    cubic_densities,
+    gradual_magnitude,
+)
+from dynprune.pruning._grasp import (
+    grasp,
+    grasp_scores,
+)
+from dynprune.pruning._imp import (
+    imp,
+)
+from dynprune.pruning._imp_results import (
+    IMPLevel,
+    IMPRun,
+)
+from dynprune.pruning._iterative_snip import (
+    iterative_snip,
+)
+from dynprune.pruning._lamp import (
+    lamp,
+    lamp_scores,
+)
+from dynprune.pruning._magnitude import (
+    magnitude,
+    magnitude_scores,
+)
+from dynprune.pruning._obd import (
+    obd,
+    obd_diagonal,
+    obd_scores,
+)
+from dynprune.pruning._obs import (
+    obs,
+    obs_scores,
+)
+from dynprune.pruning._random import (
+    random,
+    random_scores,
+)
+from dynprune.pruning._rigl import (
+    rigl,
+)
+from dynprune.pruning._select import (
+    kept_count,
+)
+from dynprune.pruning._snip import (
+    snip,
+    snip_scores,
+)
+from dynprune.pruning._sparse_evolution import (
+    sparse_evolution,
+)
+from dynprune.pruning._sparse_training import (
+    MaskUpdate,
+    SparseTraining,
+)
+from dynprune.pruning._sparsegpt import (
+    sparsegpt,
+)
+from dynprune.pruning._synflow import (
+    synflow,
+    synflow_scores,
+)
 
 __all__ = [
     "BASELINES",
@@ -22,13 +98,20 @@ __all__ = [
     "Collapse",
     "IMPLevel",
     "IMPRun",
+    "MaskUpdate",
     "Pruner",
     "Rule",
+    "SparseTraining",
+    "cubic_densities",
+    "densities_by_factor",
+    "densities_by_share",
+    "densities_by_target",
     "erk",
     "erk_densities",
     "force",
     "force_scores",
     "from_scores",
+    "gradual_magnitude",
     "grasp",
     "grasp_scores",
     "imp",
@@ -38,10 +121,18 @@ __all__ = [
     "lamp_scores",
     "magnitude",
     "magnitude_scores",
+    "obd",
+    "obd_diagonal",
+    "obd_scores",
+    "obs",
+    "obs_scores",
     "random",
     "random_scores",
+    "rigl",
     "snip",
     "snip_scores",
+    "sparse_evolution",
+    "sparsegpt",
     "synflow",
     "synflow_scores",
 ]

@@ -1,21 +1,24 @@
-"""Iterative magnitude pruning with weight rewinding."""
+"""Iterative magnitude pruning: rewinding of weights, of the rate, or of neither."""
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
-import torch
+from torch import Tensor
 
-from dynprune.core import Cost, InvalidInputError, track
+from dynprune.core import Cost, InvalidInputError, track, unknown
+from dynprune.pruning._fine_tune import at_last_rate
 from dynprune.pruning._from_scores import full_state, record, survivors
 from dynprune.pruning._imp_results import IMPLevel, IMPRun
 from dynprune.pruning._magnitude import magnitude_scores
-from dynprune.pruning._select import Scope, check_scores, kept_count, select
+from dynprune.pruning._pools import Groups, IMPScope, Pools
+from dynprune.pruning._select import check_scores, kept_count
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
-from dynprune.training import Run, Trainer
+from dynprune.training import Recipe, Run, Trainer
 
 AfterLevel = Callable[[Ticket, IMPLevel, Run], Any]
+Rewind = Literal["weights", "learning-rate", "fine-tune"]
 
 
 def imp(
@@ -24,7 +27,11 @@ def imp(
     densities: Sequence[float],
     train: Trainer,
     rewind_step: int = 0,
-    scope: Scope = "global",
+    rewind: Rewind = "weights",
+    scope: IMPScope = "global",
+    groups: Groups | None = None,
+    rates: Mapping[str, float] | None = None,
+    fine_tune: Trainer | None = None,
     seed: int = 0,
     after_level: AfterLevel | None = None,
     progress: bool = False,
@@ -39,17 +46,48 @@ def imp(
     from step k on, and :math:`m_{n+1}` keeps the K weights of largest
     :math:`|\theta^{(n)}|` among those that :math:`m_n` keeps,
     :math:`K = \max(1, \lfloor d_{n+1} N + \tfrac{1}{2} \rfloor)`: counted from the
-    target density, never compounded, ties to the lower flat index. Buffers are
-    rewound to :math:`\theta_k`'s. Every level sees the same data order, a function of
-    ``seed``, continued from step k; its optimiser starts fresh.
+    target density, never compounded, ties to the lower flat index.
+
+    ================ ================ ================= ===============================
+    rewind           level n starts   norm buffers      learning rate
+    ================ ================ ================= ===============================
+    "weights"        at θ_k           those of θ_k      schedule from step k
+    "learning-rate"  at θ⁽ⁿ⁻¹⁾        those of θ⁽ⁿ⁻¹⁾   schedule from step k
+    "fine-tune"      at θ⁽ⁿ⁻¹⁾        those of θ⁽ⁿ⁻¹⁾   that of the last step, constant
+    ================ ================ ================= ===============================
+
+    In all three every level from 1 on makes T − k steps with a fresh optimiser state,
+    on the data order of ``seed`` from step k on. Level 0 is the dense training: with
+    ``"weights"`` its steps from k on, with an optimiser that starts afresh there; in
+    the other two all T steps in one. There the ticket of level n holds
+    :math:`\theta^{(n-1)}`, in which weights that went earlier are zero.
+
+    With ``scope="layer"`` or ``"grouped"`` the count K holds in each tensor or group
+    g for itself; ``rates`` make some of them go slower or faster:
+
+    .. math:: d_{g,n} = \prod_{j \le n} \left( 1 - r_g (1 - d_j / d_{j-1}) \right),
+
+    e.g. ``rates={"4.weight": 0.5}`` prunes that layer by 10 % where the densities say
+    20 %. Then ``densities`` are those of parts of rate 1; the ticket's own density is
+    counted.
 
     Args:
         system: The dense system, at the state it is to be trained from.
-        densities: One per level, 1 first, then strictly decreasing.
+        densities: One per level, 1 first, then strictly decreasing: see
+            :func:`densities_by_factor`, :func:`densities_by_target` and
+            :func:`densities_by_share`.
         train: Trains a system: a :class:`dynprune.training.Recipe`, or any
             :class:`dynprune.training.Trainer`.
         rewind_step: k, in optimiser steps.
-        scope: ``"global"``, or ``"layer"`` for the same density in each tensor.
+        rewind: ``"weights"``, ``"learning-rate"`` or ``"fine-tune"``, as above.
+        scope: What competes: all weights (``"global"``), those of each tensor
+            (``"layer"``), or those of each group (``"grouped"``).
+        groups: For ``"grouped"``: weight name to group name, or a function of it.
+        rates: Pattern of tensor or group names to its rate r ≥ 0, 1 for those that
+            match none, the first pattern that matches counts.
+        fine_tune: For ``"fine-tune"``: what trains levels from 1 on, called with
+            ``start_step=k``. By default ``train``, a Recipe then, without its schedule,
+            at the learning rate (and momentum) of its last step.
         seed: Of the data order, the same for all levels.
         after_level: Called with the ticket, the level and the run of each level.
         progress: Draw a bar.
@@ -59,8 +97,11 @@ def imp(
 
     Raises:
         InvalidInputError: If the densities do not start at 1 and strictly decrease
-            within (0, 1], the rewind step is negative, the system is already masked
-            or has no prunable weight, or trained weights are not finite.
+            within (0, 1], the rewind step is negative or leaves no step to make, the
+            system is already masked or has no prunable weight, groups or rates do not
+            fit the scope or the names, a rate removes all of a layer, ``fine_tune``
+            is missing, not asked for or would not move, or trained weights are not
+            finite.
 
     Cost:
         One training of :math:`T - k` steps per density, and the first k steps once.
@@ -68,10 +109,11 @@ def imp(
     Source:
         Frankle and Carbin, *The Lottery Ticket Hypothesis*, ICLR 2019; rewinding to
         k > 0: Frankle et al., *Linear Mode Connectivity and the Lottery Ticket
-        Hypothesis*, ICML 2020.
+        Hypothesis*, ICML 2020; learning-rate rewinding: Renda et al., *Comparing
+        Rewinding and Fine-tuning in Neural Network Pruning*, ICLR 2020.
 
     Example:
-        >>> from dynprune.training import Recipe
+        >>> import torch
         >>> x, y = torch.eye(4), torch.tensor([[4.0], [3.0], [2.0], [1.0]])
         >>> net = torch.nn.Linear(4, 1, bias=False)
         >>> system = GradientSystem(net, torch.nn.functional.mse_loss, (x, y))
@@ -79,37 +121,47 @@ def imp(
         >>> start = system.with_state(torch.zeros(4))
         >>> imp(start, densities=(1.0, 0.5), train=recipe).tickets[1].masks
         {'weight': tensor([[ True,  True, False, False]])}
-    """  # noqa: DOC502 - raised by _check and check_scores
-    _check(system, densities, rewind_step, scope)
-    start, found = _rewound(system, train, rewind_step, seed)
+    """  # noqa: DOC502 - raised by _check, Pools and check_scores
+    _check(system, densities, rewind_step)
+    pools = Pools.of(system.prunable, scope, groups=groups, rates=rates)
+    wanted = pools.densities(densities)
+    again = _retrainer(system, train, rewind, fine_tune, rewind_step)
+    how: dict[str, Any] = {"rewind_step": rewind_step, "rewind": rewind, "scope": scope}
+    if groups is not None:
+        parts = pools.names.items()
+        how["groups"] = {name: part for part, names in parts for name in names}
+    if rates is not None:
+        how["rates"] = {pattern: float(rate) for pattern, rate in rates.items()}
+    sources = _sources(rewind, rewind_step)
+    start, first_step, found = system.with_state(system.state), 0, Cost()
+    if rewind == "weights" and rewind_step:
+        run = train(system, seed=seed, start_step=0, stop_step=rewind_step)
+        start = system.with_state(run.state, buffers=run.buffers)
+        first_step, found = rewind_step, run.cost
     masks = survivors(system)
-    settings = {
-        "densities": [float(density) for density in densities],
-        "rewind_step": rewind_step,
-        "scope": scope,
-    }
-    sources = ("imp", "rewinding") if rewind_step else ("imp",)
-    made = record(system, "pruning.imp", seed=seed, settings=settings, sources=sources)
-    rewind_state, rewind_buffers = full_state(start, start.state), start.buffers
+    origin, buffers = full_state(start, start.state), start.buffers
     tickets: list[Ticket] = []
     levels: list[IMPLevel] = []
     for n in track(range(len(densities)), label="pruning.imp", show=progress):
         if n:
-            masks = _next_masks(system, levels[-1], masks, densities[n], scope)
-        one = {"density": float(densities[n]), "level": n} | {
-            key: settings[key] for key in ("rewind_step", "scope")
-        }
+            masks = _next_masks(system, levels[-1], masks, pools, wanted[n])
+            if rewind != "weights":
+                origin, buffers = levels[-1].state, levels[-1].buffers
+        one = {"density": float(densities[n]), "level": n} | how
         ticket = Ticket.make(
             masks,
-            rewind_state,
-            rewind_buffers,
+            origin,
+            buffers,
             provenance=record(
                 system, "pruning.imp", seed=seed, settings=one, sources=sources
             ),
             cost=found,
         )
         masked = start.with_ticket(ticket)
-        run = train(masked, seed=seed, start_step=rewind_step)
+        if n:
+            run = again(masked, seed=seed, start_step=rewind_step)
+        else:
+            run = train(masked, seed=seed, start_step=first_step)
         level = IMPLevel.make(
             full_state(masked, run.state),
             run.buffers,
@@ -122,35 +174,62 @@ def imp(
         levels.append(level)
         if after_level is not None:
             after_level(ticket, level, run)
+    settings = {"densities": [float(density) for density in densities]} | how
+    made = record(system, "pruning.imp", seed=seed, settings=settings, sources=sources)
     return IMPRun(tickets=tuple(tickets), levels=tuple(levels), provenance=made)
 
 
-def _rewound(
-    system: GradientSystem, train: Trainer, rewind_step: int, seed: int
-) -> tuple[GradientSystem, Cost]:
-    if rewind_step == 0:
-        return system.with_state(system.state, buffers=system.buffers), Cost()
-    run = train(system, seed=seed, start_step=0, stop_step=rewind_step)
-    return system.with_state(run.state, buffers=run.buffers), run.cost
+def _retrainer(
+    system: GradientSystem,
+    train: Trainer,
+    rewind: str,
+    fine_tune: Trainer | None,
+    rewind_step: int,
+) -> Trainer:
+    if rewind not in get_args(Rewind):
+        raise unknown("rewind", rewind, get_args(Rewind))
+    if fine_tune is not None and rewind != "fine-tune":
+        raise InvalidInputError(
+            f"fine_tune came with rewind={rewind!r}, which trains by train= at every "
+            "level. Pass rewind='fine-tune', or leave it out."
+        )
+    again = train if fine_tune is None else fine_tune
+    if rewind != "weights" and isinstance(again, Recipe) and rewind_step >= again.steps:
+        raise InvalidInputError(
+            f"rewind_step is {rewind_step} of {again.steps} steps: levels from 1 on "
+            "would make none. Pass a smaller one."
+        )
+    if rewind != "fine-tune" or fine_tune is not None:
+        return again
+    if not isinstance(train, Recipe):
+        raise InvalidInputError(
+            f"The last learning rate of a {type(train).__name__} is not known. Pass a "
+            "Recipe as train=, or fine_tune= as what trains at that rate."
+        )
+    return at_last_rate(train, system)
+
+
+def _sources(rewind: str, rewind_step: int) -> tuple[str, ...]:
+    if rewind != "weights":
+        return ("imp", "lr_rewinding")
+    return ("imp", "rewinding") if rewind_step else ("imp",)
 
 
 def _next_masks(
     system: GradientSystem,
     level: IMPLevel,
-    masks: dict[str, torch.Tensor],
-    density: float,
-    scope: Scope,
-) -> dict[str, torch.Tensor]:
+    masks: dict[str, Tensor],
+    pools: Pools,
+    densities: Mapping[str, float],
+) -> dict[str, Tensor]:
     scores = magnitude_scores(system, state=dict(level.state_items))
     check_scores(scores, {name: tuple(mask.shape) for name, mask in masks.items()})
-    return select(scores, masks, density=density, scope=scope)
+    return pools.select(scores, masks, densities)
 
 
 def _check(
-    system: GradientSystem, densities: Sequence[float], rewind_step: int, scope: str
+    system: GradientSystem, densities: Sequence[float], rewind_step: int
 ) -> None:
-    if scope not in {"global", "layer"}:
-        raise InvalidInputError(f"scope is {scope!r}. Pass 'global' or 'layer'.")
     if not densities or densities[0] != 1.0:
         raise InvalidInputError(
             f"The densities start at {densities[0] if densities else 'nothing'}. Start "

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from dynprune.core import (
@@ -100,7 +101,8 @@ class IMPRun:
     own training took.
 
     Args:
-        tickets: One per density, the dense one first, all with the same rewind state.
+        tickets: One per density, the dense one first; with weight rewinding all with
+            the same state, otherwise each with that of the level before.
         levels: One per ticket.
         provenance: What made them.
 
@@ -135,7 +137,7 @@ class IMPRun:
         return self.tickets[-1].cost + self.levels[-1].cost
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the run to one safetensors file; the rewind state is stored once.
+        """Write the run to one safetensors file; a shared state is stored once.
 
         Args:
             path: Where; the file is whole or absent.
@@ -143,11 +145,18 @@ class IMPRun:
         first = self.tickets[0]
         tensors = {f"state.{name}": part for name, part in first.state_items}
         tensors |= {f"buffer.{name}": part for name, part in first.buffer_items}
+        own: list[int] = []
         for n, (ticket, level) in enumerate(
             zip(self.tickets, self.levels, strict=True)
         ):
             start = f"level.{n}"
             tensors |= {f"{start}.mask.{k}": part for k, part in ticket.mask_items}
+            if not _same_start(first, ticket):
+                own.append(n)
+                tensors |= {f"{start}.from.state.{k}": t for k, t in ticket.state_items}
+                tensors |= {
+                    f"{start}.from.buffer.{k}": t for k, t in ticket.buffer_items
+                }
             tensors |= {f"{start}.state.{k}": part for k, part in level.state_items}
             tensors |= {f"{start}.buffer.{k}": part for k, part in level.buffer_items}
         metadata = {
@@ -157,6 +166,7 @@ class IMPRun:
                 "state": [name for name, _ in first.state_items],
                 "buffer": [name for name, _ in first.buffer_items],
             },
+            "own_state": own,
             "densities": list(self.densities),
             "found": [asdict(ticket.cost) for ticket in self.tickets],
             "trained": [asdict(level.cost) for level in self.levels],
@@ -199,7 +209,8 @@ class IMPRun:
             f"IMP run over {len(self.levels)} levels, seed {self.provenance.seed}",
             f"density   {self.densities[0]:.4g} to {self.densities[-1]:.4g} "
             f"({self.tickets[-1].kept} of {self.tickets[-1].prunable_size} weights)",
-            f"rewind    to step {settings.get('rewind_step', 0)}",
+            f"rewind    {settings.get('rewind', 'weights')}, to step "
+            f"{settings.get('rewind_step', 0)}",
             f"scope     {settings.get('scope', 'global')}",
             f"cost      {self.cost.gradients:.4g} gradients, {self.cost.steps} steps",
         ])
@@ -255,21 +266,33 @@ class IMPRun:
         )
 
 
+def _same_start(a: Ticket, b: Ticket) -> bool:
+    ours, theirs = (
+        {f"{kind}.{name}": part for kind, items in groups for name, part in items}
+        for groups in (
+            (("state", ticket.state_items), ("buffer", ticket.buffer_items))
+            for ticket in (a, b)
+        )
+    )
+    return all(torch.equal(part, theirs[name]) for name, part in ours.items())
+
+
 def _unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> IMPRun:
     names = metadata["names"]
 
     def items(kind: str, start: str = "") -> dict[str, Tensor]:
         return {name: tensors[f"{start}{kind}.{name}"] for name in names[kind]}
 
-    state, buffers = items("state"), items("buffer")
+    own = metadata.get("own_state", [])  # older files have none
     tickets, levels = [], []
     for n, density in enumerate(metadata["densities"]):
         start = f"level.{n}."
+        origin = f"{start}from." if n in own else ""
         tickets.append(
             Ticket.make(
                 items("mask", start),
-                state,
-                buffers,
+                items("state", origin),
+                items("buffer", origin),
                 provenance=Provenance.from_dict(metadata["tickets"][n]),
                 cost=Cost(**metadata["found"][n]),
             )

@@ -1,14 +1,16 @@
 """Moves a system forward: optimiser loop, recorder, exact resume, evaluation."""
 
 from dynprune.training._evaluate import evaluate
-from dynprune.training._mover import OptimizerFactory, Schedule
+from dynprune.training._mover import Mover, OptimizerFactory, Schedule
 from dynprune.training._recipe import Recipe, Trainer
 from dynprune.training._recorder import Recorder
 from dynprune.training._results import Evaluation, Run
-from dynprune.training._train import train
+from dynprune.training._train import Move, train
 
 __all__ = [
     "Evaluation",
+    "Move",
+    "Mover",
     "OptimizerFactory",
     "Recipe",
     "Recorder",

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import torch
@@ -95,6 +95,69 @@ class Mover:
         if self._scheduler is not None:
             self._scheduler.step()
         return loss
+
+    @property
+    def takes_closure(self) -> bool:
+        """Whether the optimiser evaluates the loss itself, as L-BFGS does."""
+        return self._needs_closure
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the selected parameters by name, without copying them."""
+        return {name: part.detach() for name, part in self._named.items()}
+
+    def dense_gradient(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return loss and gradient of a batch, pruned weights included; no step.
+
+        Args:
+            batch: What to compute the gradient on.
+
+        Returns:
+            The loss, a 0-d tensor without graph, and name to gradient.
+        """
+        pruned, self._pruned = self._pruned, []
+        try:
+            loss = self._gradient(batch)
+        finally:
+            self._pruned = pruned
+        found = {
+            name: torch.zeros_like(part) if part.grad is None else part.grad
+            for name, part in self._named.items()
+        }
+        for part in self.parameters:
+            part.grad = None
+        return loss, found
+
+    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Change which weights are pruned, from the next step on.
+
+        Weights that are or become pruned are zero; those that come back start at
+        zero. Momentum, and whatever else the optimiser keeps in the shape of a weight,
+        is zero but for weights that stay.
+
+        Args:
+            masks: Name to boolean tensor, True = kept; the other masks stay.
+        """
+        before = {id(weight): mask for weight, mask in self._pruned}
+        after = dict(before)
+        with torch.no_grad():
+            for name, mask in masks.items():
+                weight = self._named[name]
+                kept = mask.to(weight.device)
+                weight.masked_fill_(~kept, 0.0)
+                steady = kept
+                if id(weight) in before:
+                    steady = kept & before[id(weight)].bool()
+                for value in self.optimizer.state.get(weight, {}).values():
+                    if isinstance(value, Tensor) and value.shape == weight.shape:
+                        value.masked_fill_(~steady, 0)
+                after[id(weight)] = kept.to(weight)
+        self._pruned = [
+            (part, after[id(part)])
+            for part in self.parameters
+            if id(part) in after and not bool(after[id(part)].all())
+        ]
+        self._weights = [weight for weight, _ in self._pruned]
+        self._masks = [mask for _, mask in self._pruned]
 
     def describe(self) -> dict[str, Any]:
         """Return plain values of how it moves, before the first step."""

@@ -7,7 +7,7 @@ from dynprune.core import InvalidInputError
 from dynprune.system import GradientSystem, is_resident
 from dynprune.training._mover import OptimizerFactory, Schedule
 from dynprune.training._results import Run
-from dynprune.training._train import train
+from dynprune.training._train import Move, train
 
 
 class Trainer(Protocol):
@@ -88,6 +88,7 @@ class Recipe:
         start_step: int = 0,
         stop_step: int | None = None,
         record: int | None = None,
+        move: Move | None = None,
     ) -> Run:
         """Train from the system's state.
 
@@ -97,6 +98,7 @@ class Recipe:
             start_step: Where schedule and data order begin.
             stop_step: Where to stop; the end by default.
             record: Steps between snapshots, or None.
+            move: What makes each step; see :func:`train`.
 
         Returns:
             The run.
@@ -114,4 +116,5 @@ class Recipe:
             seed=seed,
             start_step=start_step,
             stop_step=stop_step,
+            move=move,
         )

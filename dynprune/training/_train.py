@@ -1,5 +1,6 @@
 """The optimiser loop."""
 
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from dynprune.training._progress import Progress
 from dynprune.training._results import Run
 from dynprune.trajectory import Trajectory
 
+Move = Callable[[Mover, int, Any], Tensor]
 _LOOK_EVERY = 512
 _CHECKPOINT_EVERY = 1000
 _BATCH_SIZE = 64
@@ -55,6 +57,7 @@ def train(
     stop_step: int | None = None,
     progress: bool = False,
     throw: bool = True,
+    move: Move | None = None,
 ) -> Run:
     r"""Train a private copy of a system's model; the user's model stays as it is.
 
@@ -95,6 +98,9 @@ def train(
         progress: Draw a bar.
         throw: Raise if the loss is not finite; False returns the run with the
             outcome ``DIVERGED``.
+        move: What is called with the mover, the number of the step and its batch to
+            make each step, and returns the loss: ``mover.step(batch)`` by default.
+            Sparse training changes masks in it; no ``checkpoint`` then.
 
     Returns:
         The run: state and buffers after the last step, trajectory, loss of each step.
@@ -128,6 +134,7 @@ def train(
         order = _order(source, batch_size, seed)
         total, stop = _span(order, steps, epochs, start_step, stop_step)
         _check(mode, record, checkpoint_every)
+        _check_move(move, checkpoint)
         settings = {
             "steps": total,
             "start_step": start_step,
@@ -154,7 +161,8 @@ def train(
             )
             if keeper.exists():
                 keeper.resume(mover, gathered, stop=stop)
-        failed = _move(mover, order, gathered, keeper, stop=stop, show=progress)
+        make = move or _step
+        failed = _move(mover, order, gathered, keeper, make, stop=stop, show=progress)
         run = _finish(system, mover, gathered, seed, settings, failed)
     if failed is not None and throw:
         raise ConvergenceError(_where(order, failed, run), run)
@@ -166,6 +174,7 @@ def _move(
     order: AbstractOrder,
     gathered: Progress,
     keeper: Checkpoint | None,
+    make: Move,
     *,
     stop: int,
     show: bool,
@@ -177,12 +186,12 @@ def _move(
     batches = stream(order, start=gathered.step, stop=stop)
     left = stop - gathered.step
     shown = track(batches, label="training.train", show=show, total=left)
-    move, weight, pending = mover.step, order.weight, gathered.pending
+    weight, pending = order.weight, gathered.pending
     step, seen = gathered.step, gathered.seen
     with closing(batches):
         for batch in shown:
             before = mover.evaluations
-            pending.append(move(batch))
+            pending.append(make(mover, step, batch))
             seen += weight(batch) * (mover.evaluations - before)
             step += 1
             if step < due:
@@ -200,6 +209,10 @@ def _move(
                 keeper.write(mover, gathered)
             due = _next_due(gathered, keeper, stop)
     return None
+
+
+def _step(mover: Mover, _: int, batch: Any) -> Tensor:
+    return mover.step(batch)
 
 
 def _next_due(gathered: Progress, keeper: Checkpoint | None, stop: int) -> int:
@@ -318,6 +331,14 @@ def _check(mode: str, record: int | None, checkpoint_every: int | None) -> None:
     for name, value in (("record", record), ("checkpoint_every", checkpoint_every)):
         if value is not None and value < 1:
             raise InvalidInputError(f"{name} is {value}. Pass at least 1, or None.")
+
+
+def _check_move(move: Move | None, checkpoint: _files.Path | None) -> None:
+    if move is not None and checkpoint is not None:
+        raise InvalidInputError(
+            f"checkpoint={checkpoint!s} came with move=, whose masks a checkpoint does "
+            "not hold. Leave one of them out."
+        )
 
 
 def _where(order: AbstractOrder, failed: int, run: Run) -> str:

@@ -1,0 +1,103 @@
+"""How many weights each layer keeps where a sparse network starts at random."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dynprune.core import InvalidInputError, derive_seed, generator, unknown
+from dynprune.pruning._select import kept_count
+from dynprune.system import GradientSystem
+
+LayerDensities = Literal["erk", "uniform"]
+
+
+def layer_counts(
+    system: GradientSystem, *, density: float, layers: str
+) -> dict[str, int]:
+    r"""Return how many weights each layer keeps, K of all N together.
+
+    K is :math:`\max(1, \lfloor d N + \tfrac{1}{2} \rfloor)`. ``"uniform"``
+    gives every layer the density d, ``"erk"``
+    :math:`\varepsilon p_l` with :math:`p_l = \sum \text{shape} / \prod \text{shape}`,
+    ε solved so that the total is right and layers above 1 made dense. What remains
+    after rounding down goes to the layers of largest remainder.
+
+    Args:
+        system: The system; only the shapes count.
+        density: d, in (0, 1].
+        layers: ``"erk"`` or ``"uniform"``.
+
+    Returns:
+        Name to count, at least 1, for each of ``system.prunable``.
+
+    Raises:
+        InvalidInputError: If the density is not in (0, 1], does not suffice for a
+            weight in every layer, or ``layers`` is unknown.
+    """  # noqa: DOC501 - unknown() makes it
+    if layers not in get_args(LayerDensities):
+        raise unknown("layers", layers, get_args(LayerDensities))
+    all_shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
+    shapes = {name: all_shapes[name] for name in system.prunable}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    total = kept_count(density, sum(sizes.values()))
+    if total < len(sizes):
+        raise InvalidInputError(
+            f"Density {density} keeps {total} weights, and there are {len(sizes)} "
+            "layers to start with at least one each. Pass a higher density."
+        )
+    if layers == "uniform":
+        densities = dict.fromkeys(sizes, density)
+    else:
+        densities = _erk(shapes, sizes, density)
+    wanted = {name: densities[name] * size for name, size in sizes.items()}
+    counts = {
+        name: min(sizes[name], max(1, math.floor(value + 1e-9)))
+        for name, value in wanted.items()
+    }
+    while sum(counts.values()) != total:
+        way = 1 if sum(counts.values()) < total else -1
+        free = [n for n in counts if 1 <= counts[n] + way <= sizes[n]]
+        best = max(free, key=lambda name: way * (wanted[name] - counts[name]))
+        counts[best] += way
+    return counts
+
+
+def random_masks(
+    system: GradientSystem, counts: dict[str, int], *, seed: int
+) -> dict[str, Tensor]:
+    """Draw which weights each layer keeps, uniformly without replacement.
+
+    Args:
+        system: The system; only the shapes count.
+        counts: Name to how many.
+        seed: Of the draw.
+
+    Returns:
+        Name to boolean tensor on the CPU.
+    """
+    shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
+    found = {}
+    for name, count in counts.items():
+        draw = generator(derive_seed("pruning.sparse start", seed, name))
+        mask = torch.zeros(math.prod(shapes[name]), dtype=torch.bool)
+        mask[torch.randperm(len(mask), generator=draw)[:count]] = True
+        found[name] = mask.view(shapes[name])
+    return found
+
+
+def _erk(
+    shapes: dict[str, tuple[int, ...]], sizes: dict[str, int], density: float
+) -> dict[str, float]:
+    raw = {name: sum(shape) / math.prod(shape) for name, shape in shapes.items()}
+    dense: set[str] = set()
+    while True:
+        rest = [name for name in sizes if name not in dense]
+        asked = density * sum(sizes[name] for name in rest)
+        asked -= (1.0 - density) * sum(sizes[name] for name in dense)
+        scale = asked / sum(raw[name] * sizes[name] for name in rest) if rest else 0.0
+        over = [name for name in rest if scale * raw[name] > 1.0]
+        if not over:
+            return {n: 1.0 if n in dense else scale * raw[n] for n in sizes}
+        dense.add(max(over, key=lambda name: raw[name]))

@@ -1,0 +1,177 @@
+"""Which weights compete with each other in iterative pruning, and how fast they go."""
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, final, get_args
+
+from torch import Tensor
+
+from dynprune.core import InvalidInputError
+from dynprune.pruning._select import select
+
+IMPScope = Literal["global", "layer", "grouped"]
+Groups = Mapping[str, str] | Callable[[str], str]
+_ALL = "all layers"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Pools:
+    """Partition prunable weights; each part has a count of its own at each level.
+
+    Args:
+        names: Part to the names of its tensors, in order.
+        rates: Part to its rate, 1 = as the densities say.
+    """
+
+    names: dict[str, tuple[str, ...]]
+    rates: dict[str, float]
+
+    @staticmethod
+    def of(
+        prunable: Sequence[str],
+        scope: str,
+        *,
+        groups: Groups | None,
+        rates: Mapping[str, float] | None,
+    ) -> "Pools":
+        """Make the partition that the arguments of ``imp`` ask for.
+
+        Args:
+            prunable: Names of the weights.
+            scope: ``"global"``, ``"layer"`` or ``"grouped"``.
+            groups: Name to group, or a function of the name.
+            rates: Pattern of part names to rate; the first that matches counts.
+
+        Returns:
+            The partition.
+
+        Raises:
+            InvalidInputError: If the arguments contradict each other, a name has no
+                group, or a pattern matches nothing.
+        """
+        if scope not in get_args(IMPScope):
+            raise InvalidInputError(
+                f"scope is {scope!r}. Pass 'global', 'layer' or 'grouped'."
+            )
+        if (groups is not None) != (scope == "grouped"):
+            raise InvalidInputError(
+                f"scope={scope!r} came {'without' if groups is None else 'with'} "
+                "groups. Pass groups= with scope='grouped', and only then."
+            )
+        if scope == "global":
+            names = {_ALL: tuple(prunable)}
+        elif scope == "layer":
+            names = {name: (name,) for name in prunable}
+        else:
+            assert groups is not None
+            names = _grouped(prunable, groups)
+        if rates is not None and scope == "global":
+            raise InvalidInputError(
+                "rates came with scope='global', where all weights compete. Pass "
+                "scope='layer' or 'grouped'."
+            )
+        return Pools(names=names, rates=_rates(names, rates or {}))
+
+    def densities(self, densities: Sequence[float]) -> list[dict[str, float]]:
+        r"""Return the density of each part at each level.
+
+        .. math:: d_{g,n} = \prod_{j \le n} (1 - r_g (1 - d_j / d_{j-1}))
+
+        which is :math:`d_n` itself for a rate of 1.
+
+        Args:
+            densities: :math:`d_n`, 1 first, strictly decreasing.
+
+        Returns:
+            For each level, part to density.
+
+        Raises:
+            InvalidInputError: If a rate removes all of a part.
+        """
+        found = [dict.fromkeys(self.names, 1.0)]
+        for n in range(1, len(densities)):
+            removed = 1.0 - densities[n] / densities[n - 1]
+            row = {}
+            for part, rate in self.rates.items():
+                row[part] = (
+                    float(densities[n])
+                    if rate == 1.0
+                    else found[-1][part] * (1.0 - rate * removed)
+                )
+                if row[part] <= 0.0:
+                    raise InvalidInputError(
+                        f"A rate of {rate} for {part!r} removes {rate * removed:.3g} "
+                        f"of its weights at level {n}. Pass a lower rate, or densities "
+                        "that are closer together."
+                    )
+            found.append(row)
+        return found
+
+    def select(
+        self,
+        scores: Mapping[str, Tensor],
+        alive: Mapping[str, Tensor],
+        densities: Mapping[str, float],
+    ) -> dict[str, Tensor]:
+        """Keep the highest scores of each part, exactly as many as its density says.
+
+        Args:
+            scores: Name to scores.
+            alive: Name to boolean tensor, True = may be kept.
+            densities: Part to density.
+
+        Returns:
+            Name to boolean tensor, in the order of ``scores``.
+        """
+        masks: dict[str, Tensor] = {}
+        for part, names in self.names.items():
+            masks |= select(
+                {name: scores[name] for name in names},
+                {name: alive[name] for name in names},
+                density=densities[part],
+            )
+        return {name: masks[name] for name in scores}
+
+
+def _grouped(prunable: Sequence[str], groups: Groups) -> dict[str, tuple[str, ...]]:
+    if isinstance(groups, Mapping):
+        missing = [name for name in prunable if name not in groups]
+        extra = [name for name in groups if name not in prunable]
+        if missing or extra:
+            raise InvalidInputError(
+                f"groups lacks {missing or 'none'} and has {extra or 'none'} too much. "
+                f"Give a group for each of system.prunable: {', '.join(prunable)}."
+            )
+        of = {name: groups[name] for name in prunable}
+    else:
+        of = {name: groups(name) for name in prunable}
+    wrong = [name for name, group in of.items() if not isinstance(group, str)]
+    if wrong:
+        raise InvalidInputError(
+            f"The group of {wrong[0]!r} is {of[wrong[0]]!r}. Give each a name (str)."
+        )
+    ordered = dict.fromkeys(of.values())
+    return {
+        group: tuple(name for name in prunable if of[name] == group)
+        for group in ordered
+    }
+
+
+def _rates(parts: Iterable[str], rates: Mapping[str, float]) -> dict[str, float]:
+    own = list(parts)
+    for pattern, rate in rates.items():
+        if not 0.0 <= rate < float("inf"):
+            raise InvalidInputError(
+                f"The rate of {pattern!r} is {rate}. Pass 0 (never pruned) or more."
+            )
+        if not any(fnmatch.fnmatchcase(part, pattern) for part in own):
+            raise InvalidInputError(
+                f"The rate of {pattern!r} is for nothing. There are: {', '.join(own)}."
+            )
+    found = {}
+    for part in own:
+        fits = [r for p, r in rates.items() if fnmatch.fnmatchcase(part, p)]
+        found[part] = float(fits[0]) if fits else 1.0
+    return found

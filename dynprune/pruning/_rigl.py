@@ -1,0 +1,128 @@
+"""RigL: sparse training that grows weights where the dense gradient is large."""
+
+from typing import Any
+
+from torch import Tensor
+
+from dynprune.pruning._drop_and_grow import cosine_share, drop_and_grow, exchange_steps
+from dynprune.pruning._layer_counts import LayerDensities, layer_counts, random_masks
+from dynprune.pruning._sparse_training import (
+    Masks,
+    SparseTraining,
+    check_dense,
+    trained_with,
+)
+from dynprune.system import GradientSystem
+from dynprune.training import Mover, Recipe
+
+
+def rigl(
+    system: GradientSystem,
+    *,
+    density: float,
+    train: Recipe,
+    layers: LayerDensities = "erk",
+    update_every: int = 100,
+    drop: float = 0.3,
+    stop_step: int | None = None,
+    record_every: int | None = None,
+    seed: int = 0,
+) -> SparseTraining:
+    r"""Train sparsely; move weights to where the gradient of the loss is largest.
+
+    Masks start at random. At the steps :math:`t = \Delta t, 2 \Delta t, \ldots < T`
+    each layer with :math:`n_l` kept weights drops the k of smallest magnitude and
+    grows the k of largest :math:`|\partial L / \partial w|` among those not kept,
+
+    .. math:: k = \left\lfloor n_l \frac{\alpha}{2} \left( 1 + \cos \frac{\pi t}{T}
+              \right) \right\rfloor ,
+
+    with the gradient of the whole layer on the step's batch. Such a step only changes
+    masks, as in the source's algorithm: weights do not move, schedule and data order
+    go on. What was just dropped may grow again and keeps its weight; other grown
+    weights start at zero, with zero momentum (under Adam with zero second moments,
+    which makes their first steps large). The count is the same in each layer at every
+    step.
+
+    Args:
+        system: The dense system, at the state that the kept weights start from.
+        density: Kept / prunable weights throughout, in (0, 1].
+        train: How it is trained.
+        layers: Densities of the layers: ``"erk"`` or ``"uniform"``; the counts add up
+            to exactly :math:`\max(1, \lfloor d N + \tfrac{1}{2} \rfloor)`.
+        update_every: Δt, steps between updates, at least 1.
+        drop: α, in (0, 1).
+        stop_step: T, no update from here on; three quarters of training by default.
+        record_every: Steps between snapshots of ``run.trajectory``, or None.
+        seed: Of the first masks, data order and dropout.
+
+    Returns:
+        The masks, with the state before and after training.
+
+    Raises:
+        InvalidInputError: If the density is not in (0, 1] or too low for a weight in
+            each layer, a knob is out of its range, no update falls into training, the
+            system is masked, ``train`` is no Recipe or its optimiser takes a closure.
+
+    Cost:
+        One training; a dense gradient of one batch takes the place of a step at each
+        update, and is counted as a gradient.
+
+    Source:
+        Evci et al., *Rigging the Lottery: Making All Tickets Winners*, ICML 2020.
+        Uniform densities include the first layer here, which the source keeps dense.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.eye(4), torch.tensor([[4.0], [0.0], [0.0], [3.0]])
+        >>> net = torch.nn.Linear(4, 1, bias=False)
+        >>> system = GradientSystem(net, torch.nn.functional.mse_loss, (x, y))
+        >>> recipe = Recipe(lambda params: torch.optim.SGD(params, lr=1.0), steps=20)
+        >>> start = system.with_state(torch.zeros(4))
+        >>> found = rigl(start, density=0.5, train=recipe, update_every=1, drop=0.9)
+        >>> found.ticket.masks
+        {'weight': tensor([[ True, False, False,  True]])}
+    """  # noqa: DOC502 - raised by the parts
+    check_dense(system, train)
+    end, steps = exchange_steps(
+        train.steps, every=update_every, stop=stop_step, drop=drop
+    )
+    counts = layer_counts(system, density=density, layers=layers)
+    masks = Masks(random_masks(system, counts, seed=seed))
+
+    def move(mover: Mover, step: int, batch: Any) -> Tensor:
+        masks.start(mover)
+        if step not in steps:
+            return mover.step(batch)
+        loss, gradients = mover.dense_gradient(batch)
+        share, held = cosine_share(step, drop=drop, stop=end), mover.weights()
+        found = {
+            name: drop_and_grow(
+                held[name],
+                mask.to(held[name].device),
+                gradients[name].abs(),
+                count=int(share * counts[name]),
+            ).cpu()
+            for name, mask in masks.now.items()
+        }
+        masks.change(mover, step, found)
+        mover.advance_schedule(1)
+        return loss
+
+    return trained_with(
+        system,
+        train,
+        masks,
+        move,
+        made_by="pruning.rigl",
+        settings={
+            "density": density,
+            "layers": layers,
+            "update_every": update_every,
+            "drop": drop,
+            "stop_step": end,
+        },
+        sources=("rigl",),
+        seed=seed,
+        record_every=record_every,
+    )
