@@ -145,6 +145,29 @@ _BIBTEX = {
   booktitle={International Conference on Learning Representations},
   year={2020}
 }""",
+    "gem_miner": """@inproceedings{sreenivasan2022rare,
+  title={Rare Gems: Finding Lottery Tickets at Initialization},
+  author={Sreenivasan, Kartik and Sohn, Jy-yong and Yang, Liu and Grinde, Matthew
+          and Nagle, Alliot and Wang, Hongyi and Xing, Eric and Lee, Kangwook
+          and Papailiopoulos, Dimitris},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2022}
+}""",
+    "edge_popup": """@inproceedings{ramanujan2020hidden,
+  title={What's Hidden in a Randomly Weighted Neural Network?},
+  author={Ramanujan, Vivek and Wortsman, Mitchell and Kembhavi, Aniruddha
+          and Farhadi, Ali and Rastegari, Mohammad},
+  booktitle={IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year={2020}
+}""",
+    "early_bird": """@inproceedings{you2020drawing,
+  title={Drawing Early-Bird Tickets: Toward More Efficient Training of Deep Networks},
+  author={You, Haoran and Li, Chaojian and Xu, Pengfei and Fu, Yonggan and Wang, Yue
+          and Chen, Xiaohan and Baraniuk, Richard G. and Wang, Zhangyang
+          and Lin, Yingyan},
+  booktitle={International Conference on Learning Representations},
+  year={2020}
+}""",
     "synflow": """@inproceedings{tanaka2020synflow,
   title={Pruning neural networks without any data by iteratively conserving
          synaptic flow},

@@ -17,6 +17,15 @@ from dynprune.pruning._densities import (
     densities_by_share,
     densities_by_target,
 )
+from dynprune.pruning._early_bird import (
+    early_bird,
+)
+from dynprune.pruning._early_bird_results import (
+    EarlyBird,
+)
+from dynprune.pruning._edge_popup import (
+    edge_popup,
+)
 from dynprune.pruning._erk import (
     erk,
     erk_densities,
@@ -27,6 +36,9 @@ from dynprune.pruning._force import (
 )
 from dynprune.pruning._from_scores import (
     from_scores,
+)
+from dynprune.pruning._gem_miner import (
+    gem_miner,
 )
 from dynprune.pruning._gradual_magnitude import (
     cubic_densities,
@@ -96,6 +108,7 @@ __all__ = [
     "BASELINES",
     "Baseline",
     "Collapse",
+    "EarlyBird",
     "IMPLevel",
     "IMPRun",
     "MaskUpdate",
@@ -106,11 +119,14 @@ __all__ = [
     "densities_by_factor",
     "densities_by_share",
     "densities_by_target",
+    "early_bird",
+    "edge_popup",
     "erk",
     "erk_densities",
     "force",
     "force_scores",
     "from_scores",
+    "gem_miner",
     "gradual_magnitude",
     "grasp",
     "grasp_scores",

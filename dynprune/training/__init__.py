@@ -1,19 +1,44 @@
 """Moves a system forward: optimiser loop, recorder, exact resume, evaluation."""
 
-from dynprune.training._evaluate import evaluate
-from dynprune.training._mover import Mover, OptimizerFactory, Schedule
-from dynprune.training._recipe import Recipe, Trainer
-from dynprune.training._recorder import Recorder
-from dynprune.training._results import Evaluation, Run
-from dynprune.training._train import Move, train
+from dynprune.training._evaluate import (
+    evaluate,
+)
+from dynprune.training._mover import (
+    Mover,
+    OptimizerFactory,
+    Schedule,
+)
+from dynprune.training._order import (
+    AbstractOrder,
+    LoaderOrder,
+    ResidentOrder,
+)
+from dynprune.training._recipe import (
+    Recipe,
+    Trainer,
+)
+from dynprune.training._recorder import (
+    Recorder,
+)
+from dynprune.training._results import (
+    Evaluation,
+    Run,
+)
+from dynprune.training._train import (
+    Move,
+    train,
+)
 
 __all__ = [
+    "AbstractOrder",
     "Evaluation",
+    "LoaderOrder",
     "Move",
     "Mover",
     "OptimizerFactory",
     "Recipe",
     "Recorder",
+    "ResidentOrder",
     "Run",
     "Schedule",
     "Trainer",

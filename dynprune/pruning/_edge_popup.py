@@ -1,0 +1,209 @@
+"""Edge-popup: train scores, keep the highest of each layer, never train a weight."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dynprune.core import (
+    ConvergenceError,
+    derive_seed,
+    generator,
+    isolated,
+    seeded_generators,
+    track,
+)
+from dynprune.pruning._from_scores import from_scores, record, survivors
+from dynprune.pruning._mask_training import (
+    MaskTraining,
+    Rule,
+    Weights,
+    straight_through,
+)
+from dynprune.pruning._select import Scope, check_scores, kept_count, select
+from dynprune.pruning._signed_weights import fans
+from dynprune.system import GradientSystem
+from dynprune.tickets import Ticket
+from dynprune.training import OptimizerFactory, Schedule
+
+
+def edge_popup(
+    system: GradientSystem,
+    *,
+    density: float,
+    epochs: int = 100,
+    scope: Scope = "layer",
+    optimizer: OptimizerFactory | None = None,
+    schedule: Schedule | None = None,
+    weights: Weights = "signed",
+    plain: bool = True,
+    mode: Literal["train", "eval"] = "train",
+    data: Any = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Ticket:
+    r"""Train scores s on frozen weights; every forward pass keeps the highest |s|.
+
+    The scores follow the gradient of :math:`L(w \odot m)` where m is 1 for the
+    K highest |s| of a layer, and straight through
+
+    .. math:: \frac{\partial L}{\partial s} = \frac{\partial L}{\partial m}
+              \operatorname{sign}(s),
+
+    for all s, kept or not, so that an edge may pop up again. K is
+    :math:`\max(1, \lfloor d n + \tfrac{1}{2} \rfloor)`, ties to the lower flat index
+    (the source's code keeps :math:`n - \lfloor (1 - d) n \rfloor`). Weights stay at
+    :math:`w = \operatorname{sign}(\theta) \sqrt{2 / n_{in}}`. Scores start uniform in
+    :math:`\pm 1 / \sqrt{n_{in}}`. The ticket's state is the frozen network, its
+    buffers are as the training left them.
+
+    Args:
+        system: What is pruned. Its model is not changed.
+        density: Fraction d to keep, in (0, 1].
+        epochs: Passes over the data.
+        scope: ``"layer"`` as in the source, or ``"global"`` for the K highest of all.
+        optimizer: Makes the optimiser of the scores; SGD with a learning rate of 0.1,
+            momentum 0.9 and weight decay 1e-4 by default.
+        schedule: Makes its schedule, stepped once per step; the cosine over all
+            epochs, constant within each, by default.
+        weights: ``"own"`` keeps θ instead of w.
+        plain: Without biases and without scales and shifts of norms; False freezes
+            them at the system's values.
+        mode: Of batch norm and dropout while scores are trained.
+        data: What to train on if not the system's data.
+        batch_size: Examples per batch of resident data, 64 by default.
+        seed: Of the scores, the data order and dropout.
+        progress: Draw a bar.
+
+    Returns:
+        The ticket; ``losses`` of each epoch are in its provenance.
+
+    Raises:
+        InvalidInputError: If an argument is wrong, or there is no prunable weight.
+        ConvergenceError: If the loss or a score is not finite.
+
+    Cost:
+        One gradient per epoch, and a sort of the scores per step.
+
+    Source:
+        Ramanujan et al., *What's Hidden in a Randomly Weighted Neural Network?*, CVPR
+        2020; the sign comes from the authors' code, which scores by \|s\|.
+
+    Example:
+        >>> x, y = torch.eye(4), torch.tensor([[1.0], [0.0], [-1.0], [0.0]])
+        >>> net = torch.nn.Linear(4, 1, bias=False)
+        >>> system = GradientSystem(net, torch.nn.functional.mse_loss, (x, y))
+        >>> start = system.with_state(torch.tensor([1.0, 1.0, -1.0, -1.0]))
+        >>> edge_popup(start, density=0.5, epochs=40).masks["weight"]
+        tensor([[ True, False,  True, False]])
+    """  # noqa: DOC502 - raised by the parts
+    system.check_one_process("Edge-popup")
+    alive = survivors(system)
+    check_scores(alive, {name: tuple(part.shape) for name, part in alive.items()})
+    ones = {name: part.double() for name, part in alive.items()}
+    select(ones, alive, density=density, scope=scope)  # refuses what cannot be kept
+    source = system.data if data is None else data
+    noise = derive_seed("noise", seed, 0)
+    with seeded_generators(source, seed), isolated(noise), torch.enable_grad():
+        training = MaskTraining(
+            system,
+            _start(system, seed=seed),
+            rule=highest(density, scope),
+            epochs=epochs,
+            optimizer=optimizer or _sgd,
+            schedule=schedule,
+            penalty=0.0,
+            weights=weights,
+            plain=plain,
+            mode=mode,
+            data=data,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        settings = training.describe()
+        for e in track(range(epochs), label="pruning.edge_popup", show=progress):
+            if not training.epoch(e):
+                raise ConvergenceError(
+                    f"The loss or a score is not finite after epoch {e}. Lower the "
+                    "learning rate."
+                )
+    settings |= {
+        "density": density,
+        "epochs": epochs,
+        "scope": scope,
+        "weights": weights,
+        "plain": plain,
+        "mode": mode,
+        "losses": training.losses,
+    }
+    sizes = {name: part.abs() for name, part in training.scores().items()}
+    found = from_scores(system, sizes, density=density, scope=scope)
+    return Ticket.make(
+        found.masks,
+        training.state,
+        training.buffers(),
+        provenance=record(
+            system,
+            "pruning.edge_popup",
+            seed=seed,
+            settings=settings,
+            sources=("edge_popup",),
+        ),
+        cost=training.cost,
+    )
+
+
+def highest(density: float, scope: Scope) -> Rule:
+    """Return the rule that keeps the highest scores by size, straight through.
+
+    Args:
+        density: Fraction to keep.
+        scope: Over all scores together, or in each tensor.
+
+    Returns:
+        Makes masks of scores and of what is alive, on their device.
+    """
+
+    def masks(scores: Sequence[Tensor], alive: Sequence[Tensor]) -> list[Tensor]:
+        sizes = [part.abs() for part in scores]
+        with torch.no_grad():
+            ranked = [
+                part.masked_fill(q == 0, -1.0).reshape(-1)
+                for part, q in zip(sizes, alive, strict=True)
+            ]
+            if scope == "layer":
+                hard = [_top(part, density) for part in ranked]
+            else:
+                lengths = [len(part) for part in ranked]
+                hard = list(_top(torch.cat(ranked), density).split(lengths))
+        return [
+            straight_through(top.view(part.shape), part) * q
+            for top, part, q in zip(hard, sizes, alive, strict=True)
+        ]
+
+    return masks
+
+
+def _top(flat: Tensor, density: float) -> Tensor:
+    # a stable sort: ties to the lower index, as select() has it
+    order = torch.sort(flat, descending=True, stable=True).indices
+    top = torch.zeros_like(flat)
+    top[order[: kept_count(density, len(flat))]] = 1.0
+    return top
+
+
+def _start(system: GradientSystem, *, seed: int) -> dict[str, Tensor]:
+    shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
+    found = {}
+    for name, number in fans(system).items():
+        source = generator(derive_seed("edge_popup", seed, name))
+        unit = torch.rand(shapes[name], generator=source, dtype=torch.float64)
+        found[name] = (2.0 * unit - 1.0) / math.sqrt(number)
+    return found
+
+
+def _sgd(parameters: list[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)

@@ -1,0 +1,349 @@
+"""Train the scores of a mask; the weights behind it stay as they are."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from dynprune.core import Cost, InvalidInputError
+from dynprune.pruning._from_scores import full_state, survivors
+from dynprune.pruning._signed_weights import plain_values, signed_weights
+from dynprune.system import GradientSystem, is_resident
+from dynprune.training import (
+    AbstractOrder,
+    LoaderOrder,
+    Mover,
+    OptimizerFactory,
+    ResidentOrder,
+    Schedule,
+)
+
+Weights = Literal["signed", "own"]
+Rule = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
+_BATCH_SIZE = 64
+
+
+@final
+class MaskedNet(nn.Module):
+    r"""Evaluate the loss of a network at :math:`w \odot m(p)`, a function of p only.
+
+    Args:
+        loss: Wraps the network; its ``forward(batch)`` is the mean loss.
+        weights: Name to frozen weights w.
+        scores: Name to scores p, which become the parameters.
+        alive: Name to boolean tensor: what may be kept.
+        rule: Makes masks of scores and of what is alive, differentiable in the scores.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        weights: Mapping[str, Tensor],
+        scores: Mapping[str, Tensor],
+        alive: Mapping[str, Tensor],
+        rule: Rule,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.loss = loss.requires_grad_(False)
+        self.names = tuple(weights)
+        self.scores = nn.ParameterList([nn.Parameter(scores[n]) for n in self.names])
+        for index, name in enumerate(self.names):
+            self.register_buffer(f"weight_{index}", weights[name].clone())
+            self.register_buffer(f"alive_{index}", alive[name].to(weights[name]))
+        self._rule = rule
+
+    @property
+    def alive(self) -> list[Tensor]:
+        """What may be kept, 0 or 1, the tensors themselves."""
+        return [self.get_buffer(f"alive_{i}") for i in range(len(self.names))]
+
+    def masks(self) -> list[Tensor]:
+        """Return the masks of the present scores, 0 or 1."""
+        return self._rule(list(self.scores), self.alive)
+
+    def forward(self, batch: Any) -> Tensor:
+        """Return the mean loss of a batch at the masked weights.
+
+        Args:
+            batch: One of the system's data.
+
+        Returns:
+            A 0-d tensor, differentiable in the scores.
+        """
+        values = {
+            f"net.{name}": self.get_buffer(f"weight_{index}") * mask
+            for index, (name, mask) in enumerate(
+                zip(self.names, self.masks(), strict=True)
+            )
+        }
+        result: Tensor = functional_call(self.loss, values, (batch,))
+        return result
+
+
+@final
+class _Loss(nn.Module):
+    def __init__(self, net: nn.Module, system: GradientSystem) -> None:
+        nn.Module.__init__(self)
+        self.net = net
+        # in a tuple, so that a loss that is a module is no part of this one
+        self._calls = (system.loss_fn, system.batch_loss)
+
+    def forward(self, batch: Any) -> Tensor:
+        loss_fn, batch_loss = self._calls
+        if batch_loss is not None:
+            return batch_loss(self.net, batch).reshape(())
+        assert loss_fn is not None
+        return loss_fn(self.net(batch[0]), batch[1]).reshape(())
+
+
+@final
+class MaskTraining:
+    r"""Move the scores of a mask on frozen weights, batch by batch.
+
+    The loss is the system's mean loss, without its l2 term, plus
+    :math:`\lambda |p|^2`.
+
+    Args:
+        system: Whose network is masked; neither it nor the user's model is changed.
+        scores: Name to scores at the start, for each of ``system.prunable``.
+        rule: Makes masks of scores.
+        epochs: Passes over the data; what the default schedule reaches zero after.
+        optimizer: Makes the optimiser of the scores.
+        schedule: Makes its schedule; None for a cosine over the epochs.
+        penalty: λ.
+        weights: ``"signed"`` for signs times one magnitude per layer, ``"own"`` for
+            those of the system.
+        plain: Whether biases are 0 and norms without scale and shift.
+        mode: Whether the network is in train or in eval mode.
+        data: What to train on if not the system's data.
+        batch_size: Examples per batch of resident data.
+        seed: Of the data order.
+
+    Raises:
+        InvalidInputError: If an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        system: GradientSystem,
+        scores: Mapping[str, Tensor],
+        *,
+        rule: Rule,
+        epochs: int,
+        optimizer: OptimizerFactory,
+        schedule: Schedule | None,
+        penalty: float,
+        weights: Weights,
+        plain: bool,
+        mode: str,
+        data: Any,
+        batch_size: int | None,
+        seed: int,
+    ) -> None:
+        _check(epochs, penalty, weights, mode)
+        source = system if data is None else system.with_data(data)
+        self.order = order_of(source, batch_size, seed=seed)
+        chosen = signed_weights(system) if weights == "signed" else None
+        self.state = full_state(system, system.state)
+        self.state |= plain_values(system) if plain else {}
+        self.state |= chosen or {}
+        net = copy.deepcopy(system.module)
+        own: dict[str, Tensor] = dict(net.named_parameters())
+        with torch.no_grad():
+            for name, value in self.state.items():
+                own[name].copy_(value)
+            for name, part in net.named_buffers():
+                part.copy_(system.raw_buffers[name])
+        names = list(system.prunable)
+        alive = survivors(system)
+        masked = MaskedNet(
+            _Loss(net, system),
+            {name: self.state[name].detach() for name in names},
+            {name: scores[name].to(self.state[name]) for name in names},
+            {name: alive[name] for name in names},
+            rule,
+        )
+        scored = GradientSystem(
+            masked,
+            None,
+            source.data,
+            batch_loss=_with_penalty(penalty),
+            batch_weight=system.batch_weight,
+        )
+        self._mover = Mover(
+            scored,
+            optimizer,
+            schedule=schedule or cosine(self.order, epochs),
+            training=mode == "train",
+            step=0,
+        )
+        self._examples = source.examples
+        self._seen, self._steps = 0.0, 0
+        found = self._mover.net
+        assert isinstance(found, MaskedNet)
+        self.net = found
+        self._losses: list[Tensor] = []
+
+    def epoch(
+        self, number: int, *, before: Callable[[MaskedNet], None] | None = None
+    ) -> bool:
+        """Make one pass over the data.
+
+        Args:
+            number: The epoch, from 0.
+            before: Called before every batch.
+
+        Returns:
+            Whether all losses and scores are finite.
+
+        Raises:
+            InvalidInputError: If the pass holds no batch.
+        """
+        losses = []
+        for batch in self.order.epoch(number):
+            if before is not None:
+                before(self.net)
+            losses.append(self._mover.step(batch))
+            self._seen += self.order.weight(batch)
+            self._steps += 1
+        if not losses:
+            raise InvalidInputError(
+                f"Epoch {number} of the training data holds no batch. Pass a loader "
+                "that yields some in every pass."
+            )
+        found = torch.stack(losses)
+        self._losses.append(found.mean())
+        finite = [torch.isfinite(part).all() for part in (found, *self.net.scores)]
+        return bool(torch.stack([part.to(found.device) for part in finite]).all())
+
+    @property
+    def cost(self) -> Cost:
+        """What it took so far."""
+        return Cost(gradients=self._seen / self._examples, steps=self._steps)
+
+    @property
+    def losses(self) -> list[float]:
+        """The mean loss of each epoch, the penalty included."""
+        return [float(part) for part in self._losses]
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return copies of the scores now, by name."""
+        found = zip(self.net.names, self.net.scores, strict=True)
+        return {name: part.detach().clone() for name, part in found}
+
+    def alive(self) -> dict[str, Tensor]:
+        """Return what may be kept now, boolean, by name, on the CPU."""
+        found = zip(self.net.names, self.net.alive, strict=True)
+        return {name: part.bool().cpu() for name, part in found}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Return the network's buffers now, e.g. its running statistics."""
+        inner = self.net.loss.get_submodule("net")
+        return {name: part.detach().clone() for name, part in inner.named_buffers()}
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values of how the scores move."""
+        return self._mover.describe() | {"batch_size": self.order.batch_size}
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    r"""Return ``hard``, with the derivative of ``soft``.
+
+    Args:
+        hard: The value, without graph.
+        soft: Of the same shape.
+
+    Returns:
+        ``hard`` to the bit: :math:`h + (s - s)` with the second s held fixed.
+    """
+    return hard + (soft - soft.detach())
+
+
+def order_of(
+    system: GradientSystem, batch_size: int | None, *, seed: int
+) -> AbstractOrder:
+    """Return the order in which batches are visited, as in ``training.train``.
+
+    Args:
+        system: A system on the data.
+        batch_size: Examples per batch of resident data, 64 by default.
+        seed: Of the order.
+
+    Returns:
+        The order.
+
+    Raises:
+        InvalidInputError: If the size is not positive, or given with a loader.
+    """
+    size = _BATCH_SIZE if batch_size is None else batch_size
+    if size < 1:
+        raise InvalidInputError(f"batch_size is {batch_size}. Pass at least 1.")
+    data = system.data
+    if is_resident(data):
+        return ResidentOrder(system, data, batch_size=size, seed=seed)
+    if batch_size is not None:
+        raise InvalidInputError(
+            f"batch_size={batch_size} was given with a {type(data).__name__}, which "
+            "makes its own batches. Set it there, or pass (x, y) tensors."
+        )
+    return LoaderOrder(system, seed=seed)
+
+
+def cosine(order: AbstractOrder, epochs: int) -> Schedule:
+    r"""Return the schedule :math:`\tfrac{1}{2}(1 + \cos(\pi e / E))` in epoch e.
+
+    Args:
+        order: Whose epochs.
+        epochs: E.
+
+    Returns:
+        What makes the schedule of an optimiser.
+
+    Raises:
+        InvalidInputError: If the data have no length.
+    """
+    length = order.per_epoch
+    if length is None:
+        raise InvalidInputError(
+            "The default schedule falls from epoch to epoch, and the data have no "
+            "length to count steps by. Pass schedule=, or data with a length."
+        )
+
+    def factor(step: int) -> float:
+        return 0.5 * (1.0 + math.cos(math.pi * (step // length) / epochs))
+
+    def made(optimizer: Optimizer) -> LambdaLR:
+        return LambdaLR(optimizer, factor)
+
+    return made
+
+
+def _with_penalty(penalty: float) -> Callable[[nn.Module, Any], Tensor]:
+    def loss(net: nn.Module, batch: Any) -> Tensor:
+        value: Tensor = net(batch)
+        if penalty:
+            assert isinstance(net, MaskedNet)
+            norms = [part.square().sum() for part in net.scores]
+            value = value + penalty * torch.stack(norms).sum()
+        return value
+
+    return loss
+
+
+def _check(epochs: int, penalty: float, weights: str, mode: str) -> None:
+    if epochs < 1:
+        raise InvalidInputError(f"{epochs} epochs were asked for. Pass at least 1.")
+    if not 0.0 <= penalty < float("inf"):
+        raise InvalidInputError(
+            f"penalty (λ) is {penalty}. Pass a finite number ≥ 0, e.g. 1e-4."
+        )
+    if weights not in {"signed", "own"}:
+        raise InvalidInputError(f"weights is {weights!r}. Pass 'signed' or 'own'.")
+    if mode not in {"train", "eval"}:
+        raise InvalidInputError(f"mode is {mode!r}. Pass 'train' or 'eval'.")

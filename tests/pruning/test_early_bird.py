@@ -1,0 +1,388 @@
+import copy
+import itertools
+
+import pytest
+import torch
+from problems import classes, small_net
+from torch import nn
+
+import dynprune as dp
+from dynprune.core import (
+    ConvergenceError,
+    InvalidInputError,
+    NumericalWarning,
+    Outcome,
+    cite,
+)
+from dynprune.pruning import EarlyBird, early_bird, from_scores
+from dynprune.system import GradientSystem
+from dynprune.training import Recipe
+
+CE = nn.functional.cross_entropy
+
+
+def net_of(widths=(6, 8, 7, 3)) -> nn.Sequential:
+    """A float64 chain of Linear, BatchNorm and ReLU with random scales."""
+    make = torch.Generator().manual_seed(0)
+    layers = []
+    for a, b in itertools.pairwise(widths[:-1]):
+        layers += [nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Linear(*widths[-2:])).double()
+    with torch.no_grad():
+        for part in net.parameters():
+            part.copy_(torch.randn(part.shape, generator=make, dtype=part.dtype))
+    return net
+
+
+def problem(n=24):
+    net = net_of()
+    return net, GradientSystem(net, CE, classes(n, 6, 3))
+
+
+def recipe(lr=0.0, steps=20, **kwargs):
+    return Recipe(
+        lambda params: torch.optim.SGD(params, lr=lr),
+        steps=steps,
+        batch_size=kwargs.pop("batch_size", 24),
+        **kwargs,
+    )
+
+
+def gammas(net):
+    return torch.cat([net[1].weight, net[4].weight]).detach()
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7], ids=str)
+def test_the_sources_rule_and_the_stopping_rule_at_rest(ratio):
+    net, system = problem()
+    found = early_bird(system, train=recipe(batch_size=8), prune_ratio=ratio)
+    sizes = gammas(net).abs()
+    expected = sizes > sorted(sizes.tolist())[int(15 * ratio)]
+    assert torch.equal(torch.cat(list(found.masks.values())), expected)
+    assert list(found.masks) == ["1.weight", "4.weight"]
+    assert int(expected.sum()) == 15 - int(15 * ratio) - 1
+    # five equal masks: before epochs 0, 1, 2, 3 and 4, of three steps each
+    assert (found.drawn_epoch, found.drawn_step) == (4, 12)
+    assert found.look_steps == (0, 3, 6, 9, 12)
+    assert found.cost == dp.Cost(gradients=4.0, steps=12)
+    assert found.outcome is Outcome.CONVERGED
+    assert not found.distances[-1].any()
+    assert [int(row.isnan().sum()) for row in found.distances] == [4, 3, 2, 1, 0]
+    assert "you2020drawing" in cite(found)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.34, 0.5], ids=str)
+def test_a_density_keeps_the_exact_number_of_channels(density):
+    _, system = problem()
+    with_warning = pytest.warns(NumericalWarning, match="No channel is left of")
+    if density < 0.1:
+        with with_warning:
+            found = early_bird(system, train=recipe(), density=density)
+    else:
+        found = early_bird(system, train=recipe(), density=density)
+    kept = sum(int(mask.sum()) for mask in found.masks.values())
+    assert kept == max(1, int(density * 15 + 0.5))
+    assert found.density == kept / 15
+
+
+def transcribed(system, *, ratio, lam, lr, steps, window, tolerance):
+    """Section 7 line by line on full batches: one step per epoch."""
+    net = copy.deepcopy(system.model).train()
+    x, y = system.data
+    past, rows = [], []
+    for _ in range(steps + 1):
+        sizes = gammas(net).abs()
+        mask = (sizes > sizes.sort().values[int(len(sizes) * ratio)]).tolist()
+        far = [sum(a != b for a, b in zip(mask, m, strict=True)) / 15 for m in past]
+        rows.append(far)
+        if len(far) == window - 1 and max(far) <= tolerance and any(mask):
+            break
+        past = [mask, *past][: window - 1]
+        for part in net.parameters():
+            part.grad = None
+        CE(net(x), y).backward()
+        with torch.no_grad():
+            for part in net.parameters():
+                slope = part.grad
+                if part is net[1].weight or part is net[4].weight:
+                    slope = slope + lam * part.sign()
+                part -= lr * slope
+    return len(rows) - 1, rows, net
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.07], ids=str)
+def test_search_agrees_with_the_transcription(tolerance):
+    _, system = problem()
+    knobs = {"lr": 1.0, "steps": 80}
+    step, rows, net = transcribed(
+        system, ratio=0.4, lam=0.02, window=4, tolerance=tolerance, **knobs
+    )
+    found = early_bird(
+        system,
+        train=recipe(**knobs),
+        prune_ratio=0.4,
+        penalty=0.02,
+        window=4,
+        tolerance=tolerance,
+    )
+    assert found.drawn_step == step == found.drawn_epoch
+    assert step > 3  # the masks did move, or there was nothing to see
+    for a, b in zip(found.distances.tolist(), rows, strict=True):
+        assert a[: len(b)] == b
+    for name, part in net.named_parameters():
+        assert torch.allclose(found.ticket.state[name], part, atol=1e-12, rtol=0)
+    for name, part in net.named_buffers():
+        assert torch.allclose(found.ticket.buffers[name], part, atol=1e-12, rtol=0)
+
+
+def test_the_penalty_is_the_l1_norm_of_the_scales():
+    _, system = problem()
+    knobs = {"train": recipe(lr=0.1), "density": 0.5, "window": 2, "tolerance": 0.99}
+    with_, without = (
+        early_bird(system, penalty=lam, **knobs).ticket.state for lam in (0.5, 0.0)
+    )
+    for name, part in system.unflatten(system.state).items():
+        # one step: −lr λ sign γ for scales, nothing else
+        moved = -0.1 * 0.5 * part.sign() if name in {"1.weight", "4.weight"} else 0.0
+        assert torch.allclose(with_[name] - without[name], moved + 0 * part, atol=1e-14)
+
+
+def test_ticket_and_network_are_the_same_function():
+    net, system = problem()
+    found = early_bird(system, train=recipe(lr=0.05), density=0.5, tolerance=0.3)
+    ticket, x = found.ticket, system.data[0]
+    ticket.apply_(net)
+    net.eval()
+    with torch.no_grad():
+        expected = net(x)
+        assert torch.allclose(found.network.eval()(x), expected, atol=1e-12, rtol=0)
+        # γ = β = 0 alone, at the drawn state, gives that function as well
+        twin = net_of().eval()
+        twin.load_state_dict(ticket.state | ticket.buffers)
+        for name in ("1", "4"):
+            norm = twin.get_submodule(name)
+            norm.weight.mul_(found.masks[f"{name}.weight"])
+            norm.bias.mul_(found.masks[f"{name}.weight"])
+        assert torch.allclose(twin(x), expected, atol=1e-12, rtol=0)
+    # the survivors are the parameters of the network
+    count = sum(part.numel() for part in found.network.parameters())
+    assert found.parameters == (sum(p.numel() for p in net.parameters()), count)
+    assert system.with_ticket(ticket).size == count < found.parameters[0]
+    assert found.flops[1] < found.flops[0]
+    a, b = (int(mask.sum()) for mask in found.masks.values())
+    assert found.flops == (2 * (48 + 56 + 21), 2 * (6 * a + a * b + 3 * b))
+
+
+def test_ticket_and_network_train_alike():
+    _, system = problem()
+    found = early_bird(system, train=recipe(lr=0.05), density=0.5, tolerance=0.3)
+    small = GradientSystem(found.network, CE, system.data)
+    again = recipe(lr=0.1, steps=5)
+    a = again(system.with_ticket(found.ticket)).history[1]
+    b = again(small).history[1]
+    assert torch.allclose(a, b, atol=1e-12, rtol=0)
+    assert float(a[-1]) < float(a[0])
+
+
+def test_resnet_20_becomes_smaller_with_the_same_outputs():
+    net = dp.tasks.resnet(20, 4, in_shape=(1, 8, 8), classes=3).double()
+    x, y = classes(16, 64, 3)
+    system = GradientSystem(net, CE, (x, y))
+    found = early_bird(
+        system, train=recipe(lr=0.1, steps=12), density=0.6, tolerance=0.4, window=3
+    )
+    found.ticket.apply_(net)
+    with torch.no_grad():
+        expected, seen = net.eval()(x), found.network.eval()(x)
+    scale = float(expected.abs().max())
+    assert float((expected - seen).abs().max()) < 1e-12 * scale
+    assert found.parameters[1] < 0.6 * found.parameters[0]
+    assert found.flops[1] < 0.6 * found.flops[0]
+
+
+def test_start_initial_rewinds_the_drawn_mask():
+    _, system = problem()
+    knobs = {"train": recipe(lr=0.05), "density": 0.5, "tolerance": 0.3}
+    drawn = early_bird(system, **knobs)
+    rewound = early_bird(system, start="initial", **knobs)
+    for name, part in system.unflatten(system.state).items():
+        assert torch.equal(rewound.ticket.state[name], part)
+    assert all(torch.equal(rewound.masks[n], m) for n, m in drawn.masks.items())
+    first = rewound.network.get_submodule("1")
+    assert torch.equal(
+        first.weight,
+        system.unflatten(system.state)["1.weight"][drawn.masks["1.weight"]],
+    )
+
+
+def test_weights_stop_by_the_same_rule_without_batch_norm():
+    net = small_net(widths=(6, 8, 3))
+    system = GradientSystem(net, CE, classes(24, 6, 3))
+    train = recipe(lr=2.0, steps=40)
+    knobs = {"density": 0.3, "unit": "weight", "window": 3, "tolerance": 0.03}
+    found = early_bird(system, train=train, **knobs)
+    # transcribed: masks of largest weights after every full-batch step
+    twin, masks = copy.deepcopy(net), []
+    for _ in range(41):
+        scores = {n: p.detach().abs() for n, p in twin.named_parameters() if p.ndim > 1}
+        chosen = from_scores(system, scores, density=0.3).masks
+        masks.append(torch.cat([m.reshape(-1) for m in chosen.values()]))
+        far = [float((masks[-1] != m).sum()) / 72 for m in masks[-3:-1]]
+        if len(far) == 2 and max(far) <= 0.03:
+            break
+        loss = CE(twin(system.data[0]), system.data[1])
+        slopes = torch.autograd.grad(loss, list(twin.parameters()))
+        with torch.no_grad():
+            for part, slope in zip(twin.parameters(), slopes, strict=True):
+                part -= 2.0 * slope
+    assert found.drawn_step == len(masks) - 1 > 2
+    assert found.ticket.kept == 22
+    assert all(torch.equal(found.ticket.masks[n], m) for n, m in chosen.items())
+    assert found.network is None
+    assert "unit" in dict(found.provenance.settings)
+
+
+def test_no_ticket_within_the_budget_carries_the_result():
+    _, system = problem()
+    knobs = {"density": 0.5, "train": recipe(steps=3)}
+    with pytest.raises(ConvergenceError, match=r"4 masks were seen.* loosen") as caught:
+        early_bird(system, **knobs)
+    partial = caught.value.partial
+    assert isinstance(partial, EarlyBird)
+    assert partial.ticket is None
+    assert partial.outcome is Outcome.NOT_CONVERGED
+    assert partial.drawn_step is None
+    returned = early_bird(system, throw=False, **knobs)
+    assert returned.look_steps == partial.look_steps == (0, 1, 2, 3)
+    assert returned.cost.steps == 3
+    # a budget that ends within an epoch gives no look there
+    short = recipe(steps=4, batch_size=8)
+    within = early_bird(system, throw=False, density=0.5, train=short)
+    assert within.look_steps == (0, 3)
+    assert within.cost.steps == 4
+
+
+def test_scales_that_all_tie_draw_nothing():
+    net, _ = problem()
+    nn.init.ones_(net[1].weight)
+    nn.init.ones_(net[4].weight)
+    system = GradientSystem(net, CE, classes(24, 6, 3))
+    with pytest.raises(ConvergenceError, match="all scales tie"):
+        early_bird(system, train=recipe(steps=8), prune_ratio=0.5)
+
+
+def test_nothing_of_the_user_changes(untouched):
+    net, system = problem()
+    net.train()
+    net(system.data[0]).sum().backward()
+    before = copy.deepcopy(net.state_dict())
+    grads = [part.grad.clone() for part in net.parameters()]
+    knobs = {"train": recipe(lr=0.05, batch_size=8), "density": 0.5, "tolerance": 0.4}
+    with untouched():
+        first, second = early_bird(system, **knobs), early_bird(system, **knobs)
+    other = early_bird(system, seed=1, **knobs)
+    assert all(torch.equal(net.state_dict()[n], t) for n, t in before.items())
+    pairs = zip(net.parameters(), grads, strict=True)
+    assert all(torch.equal(part.grad, slope) for part, slope in pairs)
+    assert net.training
+    assert first.network.training
+    states = [run.ticket.state["0.weight"] for run in (first, second, other)]
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_a_loader_is_read_as_resident_data_are():
+    net, system = problem()
+    batches = GradientSystem(net, CE, [system.data])
+    a = early_bird(system, train=recipe(lr=0.05), density=0.5, tolerance=0.3)
+    b = early_bird(batches, train=recipe(lr=0.05), density=0.5, tolerance=0.3)
+    assert all(torch.equal(a.ticket.state[n], t) for n, t in b.ticket.state.items())
+    assert a.cost == b.cost
+
+
+def test_summary_frame_and_plot():
+    _, system = problem()
+    found = early_bird(system, train=recipe(), density=0.5)
+    assert len(found.summary().splitlines()) == 5
+    assert "before epoch 4 (step 4)" in found.summary()
+    assert "\n" not in repr(found)
+    frame = found.to_frame()
+    assert list(frame["step"]) == [0, 1, 2, 3, 4]
+    axes = found.plot()
+    assert axes.get_xlabel() == "optimiser steps"
+    import matplotlib.pyplot as plt
+
+    plt.close(axes.figure)
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.norm, self.fc = nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.norm(x)
+        return self.fc(h if h.sum() > 1e9 else h.relu())
+
+
+def test_a_graph_that_cannot_be_followed_is_refused_before_training():
+    steps = []
+
+    class Counted(torch.optim.SGD):
+        def step(self, closure=None):
+            steps.append(1)
+
+    system = GradientSystem(Branching().double(), CE, classes(24, 6, 3))
+    train = Recipe(lambda params: Counted(params, lr=0.1), steps=9)
+    with pytest.raises(InvalidInputError, match=r"cannot be followed by torch\.fx"):
+        early_bird(system, train=train, density=0.5)
+    assert steps == []
+    # the unstructured version needs no graph
+    found = early_bird(system, train=train, density=0.5, unit="weight")
+    assert found.ticket.kept == 9
+
+
+def test_channels_without_batch_norm_are_refused_with_the_way_out():
+    system = GradientSystem(small_net(), CE, classes(12, 3, 3))
+    with pytest.raises(
+        InvalidInputError, match=r"no trainable one. Pass unit='weight'"
+    ):
+        early_bird(system, train=recipe(), density=0.5)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({}, "density=None and prune_ratio=None"),
+        ({"density": 0.5, "prune_ratio": 0.5}, "Pass one"),
+        ({"density": 0.0}, "density of 0.0"),
+        ({"prune_ratio": 1.0}, "prune_ratio is 1.0"),
+        ({"density": 0.5, "unit": "filter"}, "unit is 'filter'"),
+        ({"prune_ratio": 0.5, "unit": "weight"}, "source's rule for channels"),
+        ({"density": 0.5, "unit": "weight", "penalty": 0.1}, "scales of batch norms"),
+        ({"density": 0.5, "penalty": -0.1}, r"penalty \(λ\) is -0.1"),
+        ({"density": 0.5, "window": 1}, "window is 1"),
+        ({"density": 0.5, "tolerance": 1.0}, "tolerance is 1.0"),
+        ({"density": 0.5, "start": "end"}, "start is 'end'"),
+        ({"density": 0.5, "train": 3}, "train is a int"),
+    ],
+    ids=lambda value: "-".join(value) or "none" if isinstance(value, dict) else "",
+)
+def test_refusals(knobs, message):
+    _, system = problem()
+    with pytest.raises(InvalidInputError, match=message):
+        early_bird(system, **({"train": recipe()} | knobs))
+
+
+def test_masked_systems_are_refused():
+    _, system = problem()
+    masks = {name: torch.ones(8, 6, dtype=torch.bool) for name in ("0.weight",)}
+    masks["0.weight"][0, 0] = False
+    with pytest.raises(InvalidInputError, match="masked already"):
+        early_bird(system.with_mask(masks), train=recipe(), density=0.5)
+
+
+def test_a_state_that_leaves_the_finite_numbers():
+    _, system = problem()
+    with pytest.raises(ConvergenceError, match="not finite after step 1"):
+        early_bird(system, train=recipe(lr=float("inf")), density=0.5)
