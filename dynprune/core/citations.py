@@ -203,6 +203,13 @@ _BIBTEX = {
   booktitle={International Conference on Machine Learning},
   year={2022}
 }""",
+    "elastic": """@inproceedings{chen2021elastic,
+  title={The Elastic Lottery Ticket Hypothesis},
+  author={Chen, Xiaohan and Cheng, Yu and Wang, Shuohang and Gan, Zhe
+          and Liu, Jingjing and Wang, Zhangyang},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2021}
+}""",
     "sanity": """@inproceedings{frankle2021missing,
   title={Pruning Neural Networks at Initialization: Why Are We Missing the Mark?},
   author={Frankle, Jonathan and Dziugaite, Gintare Karolina and Roy, Daniel

@@ -10,6 +10,48 @@ from dynprune.core import InvalidInputError
 _SHOWN = 4
 
 
+def differences(
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    there: str = "there",
+    here: str = "in the ticket",
+    *,
+    dtypes: bool = True,
+) -> list[str]:
+    """List how two sets of named tensors differ, a line for each kind of difference.
+
+    Args:
+        expected: Those of the ticket.
+        found: The others.
+        there: Where the others are, as a word of the message.
+        here: Where the expected ones are.
+        dtypes: Whether dtypes and data count, too.
+
+    Returns:
+        The lines; empty if the two sets agree.
+    """
+    shared = [name for name in expected if name in found]
+    kinds = {
+        f"missing {there}": [name for name in expected if name not in found],
+        f"missing {here}": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} {tuple(found[name].shape)} instead of "
+            f"{tuple(expected[name].shape)}"
+            for name in shared
+            if found[name].shape != expected[name].shape
+        ],
+        "of another dtype": [
+            f"{name} {found[name].dtype} instead of {expected[name].dtype}"
+            for name in shared
+            if dtypes and found[name].dtype != expected[name].dtype
+        ],
+        "without data (meta device)": [
+            name for name in shared if found[name].device.type == "meta"
+        ],
+    }
+    return [f"{kind}: {listed(names)}" for kind, names in kinds.items() if names]
+
+
 def check_same(
     what: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
 ) -> None:
@@ -23,28 +65,7 @@ def check_same(
     Raises:
         InvalidInputError: If they do not; every kind of difference is listed.
     """
-    shared = [name for name in expected if name in found]
-    differences = {
-        "missing there": [name for name in expected if name not in found],
-        "missing in the ticket": [name for name in found if name not in expected],
-        "of another shape": [
-            f"{name} {tuple(found[name].shape)} instead of "
-            f"{tuple(expected[name].shape)}"
-            for name in shared
-            if found[name].shape != expected[name].shape
-        ],
-        "of another dtype": [
-            f"{name} {found[name].dtype} instead of {expected[name].dtype}"
-            for name in shared
-            if found[name].dtype != expected[name].dtype
-        ],
-        "without data (meta device)": [
-            name for name in shared if found[name].device.type == "meta"
-        ],
-    }
-    lines = [
-        f"{kind}: {_listed(names)}" for kind, names in differences.items() if names
-    ]
+    lines = differences(expected, found)
     if lines:
         raise InvalidInputError(
             f"The ticket's {what} do not fit: {'; '.join(lines)}. Pass the model that "
@@ -65,13 +86,14 @@ def check_masks(masks: Iterable[tuple[str, Tensor]], model: nn.Module) -> None:
     own = dict(model.named_parameters())
     wrong = [
         f"{name} {tuple(mask.shape)}"
+        + (f" (it is {tuple(own[name].shape)} there)" if name in own else "")
         for name, mask in masks
         if name not in own or own[name].shape != mask.shape
     ]
     if wrong:
         raise InvalidInputError(
-            f"The ticket masks {_listed(wrong)}, which the model does not have in this "
-            f"shape. It has {_listed(list(own))}. Pass the model that the ticket was "
+            f"The ticket masks {listed(wrong)}, which the model does not have in this "
+            f"shape. It has {listed(list(own))}. Pass the model that the ticket was "
             "made for; nothing was changed."
         )
 
@@ -96,6 +118,14 @@ def write(
             own[name].copy_(value)
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Return the first names, and how many more there are.
+
+    Args:
+        names: Any number of them.
+
+    Returns:
+        A list as prose.
+    """
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

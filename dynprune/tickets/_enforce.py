@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,9 @@ from torch.optim import Optimizer
 
 from dynprune.core import InvalidInputError
 from dynprune.tickets._apply import check_masks
+from dynprune.tickets._ranks import check_same_masks
+
+_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
 
 @contextmanager
@@ -18,46 +21,59 @@ def enforced(
 ) -> Iterator[nn.Module]:
     r"""Keep :math:`\theta = m \odot \theta` after every step of an optimiser.
 
-    Gradients are masked as they arrive and before each step, weights after it.
+    Gradients are masked as they arrive and before each step, weights after it, after
+    every ``load_state_dict``, and before every evaluation of a closure (a line search
+    moves along directions that older, dense steps may have left in the optimiser).
 
     Args:
         masks: Name and boolean tensor, True = kept.
-        model: The user's model; masked at once.
+        model: The user's model, or its data-parallel wrapper; masked at once.
         optimizer: Of its parameters.
 
     Yields:
         The same model.
 
     Raises:
-        InvalidInputError: If a mask does not fit the model, or the optimiser moves
-            none of the masked weights.
+        InvalidInputError: If a mask does not fit the model, the optimiser moves none
+            of the masked weights, or data-parallel ranks have different masks.
     """  # noqa: DOC502 - raised by the checks
     pairs = list(masks)
-    check_masks(pairs, model)
-    own = dict(model.named_parameters())
+    inner: nn.Module = model.module if isinstance(model, _WRAPPERS) else model
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        check_same_masks(pairs, model.process_group)
+    check_masks(pairs, inner)
+    own = dict(inner.named_parameters())
     weights: list[tuple[Tensor, Tensor]] = [
-        (own[name], mask.to(own[name].device)) for name, mask in pairs
+        (own[name], ~mask.to(own[name].device)) for name, mask in pairs
     ]
     _check_moved(weights, optimizer)
 
     @torch.no_grad()
-    def mask_gradients(*_: Any) -> None:
-        for weight, mask in weights:
-            if weight.grad is not None:
-                _zero_(weight.grad, mask)
-
-    @torch.no_grad()
     def mask_weights(*_: Any) -> None:
-        for weight, mask in weights:
-            _zero_(weight, mask)
+        for weight, pruned in weights:
+            _zero_(weight, pruned)
+
+    def before_step(
+        _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        with torch.no_grad():
+            for weight, pruned in weights:
+                if weight.grad is not None:
+                    _zero_(weight.grad, pruned)
+        # args[0] is the optimiser itself
+        rest = [_masked(part, mask_weights) for part in args[1:]]
+        named = {key: _masked(part, mask_weights) for key, part in kwargs.items()}
+        return (*args[:1], *rest), named
 
     mask_weights()
+    loaded = _Loaded(inner, mask_weights)
     handles = [
-        optimizer.register_step_pre_hook(mask_gradients),
+        optimizer.register_step_pre_hook(before_step),
         optimizer.register_step_post_hook(mask_weights),
+        inner.register_load_state_dict_post_hook(loaded),
         *(
-            weight.register_post_accumulate_grad_hook(_gradient_hook(mask))
-            for weight, mask in weights
+            weight.register_post_accumulate_grad_hook(_gradient_hook(pruned))
+            for weight, pruned in weights
             if weight.requires_grad
         ),
     ]
@@ -69,18 +85,60 @@ def enforced(
         mask_weights()
 
 
-def _gradient_hook(mask: Tensor) -> Callable[[Tensor], None]:
+@final
+class _Loaded:
+    """Mask a model's weights after it has loaded a state; copies of it do nothing.
+
+    Args:
+        module: The model.
+        mask_weights: What to call.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module | None = None,
+        mask_weights: Callable[[], None] | None = None,
+    ) -> None:
+        self._module = module
+        self._mask_weights = mask_weights
+
+    def __call__(self, module: nn.Module, _: Any) -> None:
+        """Mask the weights if the model is the one meant.
+
+        Args:
+            module: The one that has loaded.
+        """
+        if self._mask_weights is not None and module is self._module:
+            self._mask_weights()
+
+    def __reduce__(self) -> tuple[type["_Loaded"], tuple[()]]:
+        """Return how a copy of the model, or its pickle, makes one that is inert."""
+        return _Loaded, ()
+
+
+def _masked(part: Any, mask_weights: Callable[[], None]) -> Any:
+    if not callable(part):
+        return part
+
+    def closure(*args: Any, **kwargs: Any) -> Any:
+        mask_weights()
+        return part(*args, **kwargs)
+
+    return closure
+
+
+def _gradient_hook(pruned: Tensor) -> Callable[[Tensor], None]:
     def hook(weight: Tensor) -> None:
         if weight.grad is not None:
             with torch.no_grad():
-                _zero_(weight.grad, mask)
+                _zero_(weight.grad, pruned)
 
     return hook
 
 
-def _zero_(values: Tensor, mask: Tensor) -> None:
+def _zero_(values: Tensor, pruned: Tensor) -> None:
     # not a product: 0 · inf would be NaN
-    values.masked_fill_(~mask, 0.0)
+    values.masked_fill_(pruned, 0.0)
 
 
 def _check_moved(weights: list[tuple[Tensor, Tensor]], optimizer: Optimizer) -> None:

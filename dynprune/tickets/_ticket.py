@@ -17,7 +17,7 @@ from dynprune.core import (
     load_tensors,
     save_tensors,
 )
-from dynprune.tickets import _apply, _enforce, _plot, _torch_prune
+from dynprune.tickets import _apply, _dense, _enforce, _plot, _torch_prune
 
 Items = tuple[tuple[str, Tensor], ...]
 _KIND = "ticket"
@@ -187,8 +187,11 @@ class Ticket:
 
         On entry pruned weights of ``model`` are set to zero. Inside, their gradients
         are zero after every backward pass and they themselves after every
-        ``optimizer.step()``, whatever momentum and weight decay do. On exit the hooks
-        are removed.
+        ``optimizer.step()``, whatever momentum and weight decay do, and after every
+        ``model.load_state_dict()``. On exit the hooks are removed.
+
+        A ``DistributedDataParallel`` model is unwrapped, and ranks with different
+        masks are refused (``dp.tickets.broadcast`` hands one ticket to all).
 
         Args:
             model: The user's model; call :meth:`apply_` first to start from θ.
@@ -198,8 +201,9 @@ class Ticket:
             A context manager that yields the model.
 
         Raises:
-            InvalidInputError: On entry, if a mask does not fit the model or the
-                optimiser moves none of the masked weights.
+            InvalidInputError: On entry, if a mask does not fit the model, the
+                optimiser moves none of the masked weights, or data-parallel ranks
+                have different masks.
 
         Example:
             >>> net = nn.Linear(2, 1)
@@ -214,6 +218,23 @@ class Ticket:
             0.0
         """  # noqa: DOC502 - raised by enforced
         return _enforce.enforced(self.mask_items, model, optimizer)
+
+    def to_dense(self, model: nn.Module) -> nn.Module:
+        r"""Return a plain copy of a model with exact zeros where the ticket prunes.
+
+        Its weights are :math:`m \odot \theta` with θ the model's own, trained ones, not
+        the ticket's state. Masks of ``torch.nn.utils.prune`` are made permanent.
+
+        Args:
+            model: The user's model; not changed.
+
+        Returns:
+            The copy.
+
+        Raises:
+            InvalidInputError: If a mask does not fit the model.
+        """  # noqa: DOC502 - raised by check_masks
+        return _dense.to_dense(self.mask_items, model)
 
     def to_torch_prune(self, model: nn.Module) -> nn.Module:
         """Write the state into a model and mask it with ``torch.nn.utils.prune``.

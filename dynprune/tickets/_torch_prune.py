@@ -1,6 +1,8 @@
 """Bridge to ``torch.nn.utils.prune``: masks in the graph of a user's model."""
 
+import copy
 from collections.abc import Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,11 @@ _PRUNABLE = (nn.Linear, nn.modules.conv._ConvNd)
 
 def reparametrise(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Put masks on a model's weights with ``custom_from_mask``, tied ones everywhere.
+
+    Three things that torch leaves broken are mended: such a module can be copied with
+    ``copy.deepcopy``; its masked weight is fresh after ``load_state_dict``; and the
+    output projection of attention, which reads a weight without calling its module,
+    sees the weight of this step and not of the first one.
 
     Args:
         model: The user's model; it is changed.
@@ -31,6 +38,61 @@ def reparametrise(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     ]
     for module, attribute, mask, device in places:
         prune.custom_from_mask(module, attribute, mask.to(device))
+    for module in dict.fromkeys(module for module, *_ in places):
+        module.__dict__["__deepcopy__"] = _Copier(module)
+        module.register_load_state_dict_post_hook(refresh)
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention) and _methods(module.out_proj):
+            module.register_forward_pre_hook(_refresh_projection)
+
+
+def refresh(module: nn.Module, *_: Any) -> None:
+    """Compute the masked weights of a pruned module again.
+
+    Args:
+        module: One that ``torch.nn.utils.prune`` masks; another is left as it is.
+    """
+    for method in _methods(module):
+        method(module, ())
+
+
+def _refresh_projection(attention: nn.MultiheadAttention, _: Any) -> None:
+    refresh(attention.out_proj)
+
+
+def _methods(module: nn.Module) -> list[prune.BasePruningMethod]:
+    hooks = module._forward_pre_hooks.values()
+    return [hook for hook in hooks if isinstance(hook, prune.BasePruningMethod)]
+
+
+@final
+class _Copier:
+    """Copy a pruned module; the weight in the graph is computed again in the copy.
+
+    Args:
+        module: The one it belongs to.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, memo: dict[int, Any]) -> nn.Module:
+        """Return the copy, as ``copy.deepcopy`` asks for it.
+
+        Args:
+            memo: What is copied already.
+
+        Returns:
+            The copy.
+        """
+        made: nn.Module = self.module.__new__(type(self.module))
+        memo[id(self.module)] = made
+        computed = {method._tensor_name for method in _methods(self.module)}
+        for key, value in self.module.__dict__.items():
+            if key not in computed:
+                made.__dict__[key] = copy.deepcopy(value, memo)
+        refresh(made)
+        return made
 
 
 def read(

@@ -112,3 +112,22 @@ def test_residuals_and_errors_of_pairs(benchmarks):
     off = rivals.Found(values=0.9 * values[-2:], vectors=best.vectors, matvecs=0.0)
     assert pairs.worst_residual(case, off) == pytest.approx(1 / 9, rel=1e-9)
     assert pairs.worst_error(off, values.flip(0)) == pytest.approx(0.1, rel=1e-9)
+
+
+def test_exports_are_measured(benchmarks, tmp_path):
+    script, target = benchmarks("sparse_export"), tmp_path / "found.json"
+    script.main([str(target), "--quick"])
+    goals, exports = json.loads(target.read_text())["tables"]
+    assert all(row["met"] for row in goals["rows"])
+    assert {row["export"] for row in exports["rows"]} == {
+        "dense with zeros",
+        "csr",
+        "coo",
+        "units removed",
+        "units removed, then csr",
+    }
+    removed = exports["rows"][-1]  # half of the channels inside the blocks
+    assert removed["mask"] == "channels"
+    assert removed["bytes ÷ dense"] < 0.7
+    text = target.with_suffix(".md").read_text()
+    assert all(f"## {table['title']}" in text for table in (goals, exports))
