@@ -223,6 +223,38 @@ _BIBTEX = {
   journal={SIAM Journal on Matrix Analysis and Applications},
   year={2000}
 }""",
+    "effective": """@article{vysogorets2023connectivity,
+  title={Connectivity Matters: Neural Network Pruning Through the Lens of Effective
+         Sparsity},
+  author={Vysogorets, Artem and Kempe, Julia},
+  journal={Journal of Machine Learning Research},
+  year={2023}
+}""",
+    "ipr": """@article{ingrosso2022convolutional,
+  title={Data-driven emergence of convolutional structure in neural networks},
+  author={Ingrosso, Alessandro and Goldt, Sebastian},
+  journal={Proceedings of the National Academy of Sciences},
+  year={2022}
+}""",
+    "path_norm": """@inproceedings{neyshabur2015norm,
+  title={Norm-Based Capacity Control in Neural Networks},
+  author={Neyshabur, Behnam and Tomioka, Ryota and Srebro, Nathan},
+  booktitle={Conference on Learning Theory},
+  year={2015}
+}""",
+    "ramanujan": """@inproceedings{pal2022ramanujan,
+  title={A Study on the {R}amanujan Graph Property of Winning Lottery Tickets},
+  author={Pal, Bithika and Biswas, Arindam and Kolay, Sudeshna and Mitra, Pabitra
+          and Basu, Biswajit},
+  booktitle={International Conference on Machine Learning},
+  year={2022}
+}""",
+    "relational_graph": """@inproceedings{you2020graph,
+  title={Graph Structure of Neural Networks},
+  author={You, Jiaxuan and Leskovec, Jure and He, Kaiming and Xie, Saining},
+  booktitle={International Conference on Machine Learning},
+  year={2020}
+}""",
 }
 
 

@@ -1,0 +1,66 @@
+"""What is left of a density when disconnected weights are left out."""
+
+from typing import Any
+
+from torch import nn
+
+from dynprune.tickets._chain import chain_effective
+from dynprune.tickets._path_network import PathNetwork, check_example
+from dynprune.tickets._ticket import Ticket
+
+
+def effective_density(
+    ticket: Ticket, model: nn.Module | None = None, *, example: Any = None
+) -> dict[str, float]:
+    r"""Return the share of weights that are kept and lie on an input–output path.
+
+    .. math:: d_{\text{eff}} = \frac{1}{N} \#\{w : m_w = 1,\;
+              w \text{ lies on a path of kept weights from input to output}\}
+
+    With a model, the paths are those of its forward pass: in a private float64 copy
+    with positive weights, no biases and linear units, w is on a path iff
+    :math:`|w| \, \partial R / \partial |w| > 0` for the summed output R. (The copy has
+    weights of one size for all that is kept, so a weight of value 0 counts as a
+    connection. Norms pass units one by one; max pooling passes its whole window;
+    through the softmax of attention, whose slopes have signs, it is ≠ 0 on a random
+    input.) Without a model the masks are read as a chain of Linear and Conv layers in
+    their order, by boolean reachability of units. **That is wrong where layers are
+    joined otherwise**, e.g. by a skip connection: pass the model there.
+
+    Args:
+        ticket: The ticket; only its masks count.
+        model: A model with parameters of these names and shapes; not changed.
+        example: One example, shape ``(1, …)``, for the model; only its shape counts.
+            A tuple is spread into arguments, a mapping into keywords.
+
+    Returns:
+        ``"all"`` and each layer to its effective density, in [0, density].
+
+    Raises:
+        InvalidInputError: If the masks fit no chain or not the model, or the model
+            comes without an example.
+
+    Cost:
+        One forward and one backward pass of one example.
+
+    Source:
+        Vysogorets and Kempe, *Connectivity Matters: Neural Network Pruning Through the
+        Lens of Effective Sparsity*, JMLR 2023; the pass is that of SynFlow.
+
+    Example:
+        >>> import torch
+        >>> first, last = torch.tensor([[True], [True]]), torch.tensor([[True, False]])
+        >>> state = {"a": torch.ones(2, 1), "b": torch.ones(1, 2)}
+        >>> ticket = Ticket.make({"a": first, "b": last}, state)
+        >>> effective_density(ticket)  # the second hidden unit leads nowhere
+        {'all': 0.5, 'a': 0.5, 'b': 0.5}
+    """  # noqa: DOC502 - raised by the parts
+    masks = dict(ticket.mask_items)
+    if model is None:
+        alive = chain_effective(masks)
+    else:
+        alive = PathNetwork(model, check_example(example)).effective(masks)
+    kept = {name: int(part.sum()) for name, part in alive.items()}
+    sizes = {name: part.numel() for name, part in alive.items()}
+    total = {"all": sum(kept.values()) / max(1, sum(sizes.values()))}
+    return total | {name: kept[name] / max(1, sizes[name]) for name in kept}

@@ -1,0 +1,176 @@
+"""Everything that is measured of one ticket alone."""
+
+from typing import Any, final
+
+from torch import Tensor, nn
+
+from dynprune.core import Cost, InvalidInputError
+from dynprune.operators import HessianOperator
+from dynprune.spectral import eigenpairs
+from dynprune.system import GradientSystem
+from dynprune.tickets._chain import chain_effective
+from dynprune.tickets._locality import locality
+from dynprune.tickets._path_network import PathNetwork, check_example
+from dynprune.tickets._ramanujan import ramanujan
+from dynprune.tickets._readings import ALL
+from dynprune.tickets._relational_graph import (
+    average_path_length,
+    clustering,
+    relational_graph,
+)
+from dynprune.tickets._ticket import Ticket
+
+Values = dict[tuple[str, str], float]
+CHAIN = "chain"
+_TOL = 1e-4  # of the eigenvalues, relative: far below their spread over shuffles
+
+
+@final
+class TicketMeasures:
+    """Measure tickets of one model, the same way each.
+
+    Args:
+        first: A ticket, to find out what can be measured.
+        system: For gradient flow and curvature, and for its model.
+        model: For paths; ``"chain"`` to read the masks as one; None for the system's.
+        example: One example for the model; from the system's data by default.
+        groups: Nodes of the relational graph.
+        power: Of the path norm.
+        eigenvalues: How many eigenvalues of the Hessian.
+        seed: Of the iteration that finds them.
+    """
+
+    def __init__(
+        self,
+        first: Ticket,
+        *,
+        system: GradientSystem | None,
+        model: Any,
+        example: Any,
+        groups: int,
+        power: int,
+        eigenvalues: int,
+        seed: int,
+    ) -> None:
+        self.notes: list[str] = []
+        self.cost = Cost()
+        self._system = system
+        self._groups, self._power = groups, power
+        self._eigenvalues, self._seed = eigenvalues, seed
+        self._chain = model == CHAIN
+        self._network = self._network_of(model, example)
+        self._normed = self._can_norm(first)
+
+    def of(self, ticket: Ticket) -> Values:
+        """Measure one ticket.
+
+        Args:
+            ticket: The ticket, or a shuffle of it.
+
+        Returns:
+            (measure, layer) to value; NaN where it is not defined.
+        """
+        state = ticket.masked_state
+        return (
+            self._graphs(ticket)
+            | self._paths(ticket, state)
+            | self._locality(ticket, state)
+            | self._curvature(ticket)
+        )
+
+    def _graphs(self, ticket: Ticket) -> Values:
+        found: Values = {}
+        for name, mask in ticket.mask_items:
+            pair = ramanujan(mask)
+            found["ramanujan_s", name], found["ramanujan_r", name] = pair
+        masks = (mask for _, mask in ticket.mask_items)
+        graph = relational_graph(masks, groups=self._groups)
+        found["clustering", ALL] = clustering(graph)
+        found["average_path_length", ALL] = average_path_length(graph)
+        return found
+
+    def _paths(self, ticket: Ticket, state: dict[str, Tensor]) -> Values:
+        masks = dict(ticket.mask_items)
+        if self._chain:
+            alive = chain_effective(masks)
+        elif self._network is not None:
+            alive = self._network.effective(masks)
+        else:
+            return {}
+        kept = {name: int(part.sum()) for name, part in alive.items()}
+        found: Values = {
+            ("effective_density", ALL): sum(kept.values()) / ticket.prunable_size
+        }
+        found |= {
+            ("effective_density", name): count / masks[name].numel()
+            for name, count in kept.items()
+        }
+        if self._normed and self._network is not None:
+            found["path_norm", ALL] = self._network.path_norm(
+                state, dict(ticket.buffer_items), power=self._power
+            )
+        return found
+
+    def _locality(self, ticket: Ticket, state: dict[str, Tensor]) -> Values:
+        name = ticket.mask_items[0][0]
+        return {("locality", name): locality(state[name])}
+
+    def _curvature(self, ticket: Ticket) -> Values:
+        if self._system is None:
+            return {}
+        masked = self._system.with_ticket(ticket)
+        slope = masked.gradient(seed=self._seed)
+        found: Values = {("gradient_flow", ALL): float(slope.double().square().sum())}
+        self.cost += Cost(gradients=1.0)
+        if self._eigenvalues:
+            pairs = eigenpairs(
+                HessianOperator(masked), self._eigenvalues, tol=_TOL, seed=self._seed
+            )
+            self.cost += Cost(hvps=float(pairs.matvecs))
+            found |= {
+                (f"hessian_eigenvalue_{index + 1}", ALL): float(value)
+                for index, value in enumerate(pairs.values)
+            }
+        return found
+
+    def _network_of(self, model: Any, example: Any) -> PathNetwork | None:
+        if isinstance(model, nn.Module):
+            return PathNetwork(model, check_example(example))
+        if self._chain:
+            self.notes.append("path_norm: pass model= or system=")
+            return None
+        if self._system is None:
+            self.notes.append(
+                "effective_density, path_norm: pass system=, model= or model='chain'"
+            )
+            return None
+        if example is None:
+            example = _one_of(self._system)
+        if example is None:
+            self.notes.append(
+                "effective_density, path_norm: the system's batches are no (x, y) of "
+                "floating-point x; pass example="
+            )
+            return None
+        return PathNetwork(self._system.module, example)
+
+    def _can_norm(self, ticket: Ticket) -> bool:
+        if self._network is None:
+            return False
+        try:
+            self._network.path_norm(
+                ticket.masked_state, dict(ticket.buffer_items), power=self._power
+            )
+        except InvalidInputError as error:
+            self.notes.append(f"path_norm: {error}")
+            return False
+        return True
+
+
+def _one_of(system: GradientSystem) -> Tensor | None:
+    batch = next(system.batches(), None)
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        return None
+    x = batch[0]
+    usable = isinstance(x, Tensor) and x.is_floating_point() and x.ndim > 0
+    return x[:1] if usable else None

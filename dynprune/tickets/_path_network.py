@@ -1,0 +1,299 @@
+"""A private copy of a network that sends sums over its paths to the output."""
+
+import copy
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils import _pytree as pytree
+
+from dynprune.core import InvalidInputError, generator, isolated
+from dynprune.tickets._apply import check_masks
+
+_PASSED = (  # on non-negative numbers the identity, or made so
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.RReLU,
+    nn.ELU,
+    nn.CELU,
+    nn.SELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Softplus,
+    nn.ReLU6,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.Hardtanh,
+    nn.Hardsigmoid,
+    nn.Hardswish,
+    nn.Softsign,
+    nn.LogSigmoid,
+    nn.Softshrink,
+    nn.Hardshrink,
+    nn.Tanhshrink,
+    nn.Threshold,
+)
+_PER_CHANNEL = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+_NORMS = (*_PER_CHANNEL, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
+_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_ADAPTIVE = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+_AVERAGES: dict[int, Any] = {
+    1: functional.avg_pool1d,
+    2: functional.avg_pool2d,
+    3: functional.avg_pool3d,
+}
+_ADAPTIVE_AVERAGES: dict[int, Any] = {
+    1: functional.adaptive_avg_pool1d,
+    2: functional.adaptive_avg_pool2d,
+    3: functional.adaptive_avg_pool3d,
+}
+
+
+@final
+class PathNetwork:
+    r"""Make every path from input to output count, and nothing else.
+
+    With non-negative weights, no biases and linear units the output is a sum over
+    paths of products of weights. In a private float64 copy in eval mode: activation
+    modules and dropout pass their input; norm modules multiply it by their scale;
+    max-pooling modules sum their window; parameters called ``…bias`` are zero. What a
+    model computes by functions instead of modules stays as it is.
+
+    Args:
+        model: The user's model; not changed.
+        example: One example, shape ``(1, …)``; a tuple is spread into positional
+            arguments, a mapping into keywords. Only shapes and dtypes of floating-point
+            tensors count, others are passed on.
+
+    Cost:
+        A float64 copy of the model.
+    """
+
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        self._net = copy.deepcopy(model).double().eval()
+        self._own = dict(self._net.named_parameters())
+        self._buffers = {
+            name: part.detach().clone() for name, part in self._net.named_buffers()
+        }
+        device = next((p.device for p in self._own.values()), torch.device("cpu"))
+        self._example = pytree.tree_map(
+            lambda leaf: leaf.detach().to(device) if isinstance(leaf, Tensor) else leaf,
+            example,
+        )
+        self._linearise_()
+
+    def effective(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        r"""Say which kept weights lie on a path from the input to the output.
+
+        All kept weights are set to one positive number per tensor, so that nothing
+        over- or underflows and a weight of value 0 is a connection like any other. With
+        R the sum of the outputs on a random positive input, a kept weight is effective
+        iff :math:`\partial R / \partial w \ne 0`.
+
+        Args:
+            masks: Parameter name to boolean tensor, True = kept.
+
+        Returns:
+            Name to boolean tensor, on the CPU.
+
+        Raises:
+            InvalidInputError: If the masks do not fit the model, or the output does
+                not depend on them or is not finite.
+
+        Cost:
+            One forward and one backward pass of one example.
+        """  # noqa: DOC502 - raised by check_masks and _output
+        check_masks(masks.items(), self._net)
+        with torch.no_grad():
+            for name, part in self._own.items():
+                mask = masks.get(name)
+                part.requires_grad_(name in masks)
+                if _is_bias(name):
+                    part.zero_()
+                    continue
+                kept = part.numel() if mask is None else int(mask.sum())
+                gain = max(1.0, kept / part.shape[0]) if part.ndim > 1 else 1.0
+                part.fill_(1.0 / gain)
+                if mask is not None:
+                    part.masked_fill_(~mask.to(part.device), 0.0)
+        self._scale_norms_(power=0.0)
+        weights = [self._own[name] for name in masks]
+        draw = generator(0)
+        with torch.enable_grad():
+            total = self._output(lambda leaf: 0.5 + torch.rand(leaf, generator=draw))
+            slopes = torch.autograd.grad(
+                total, weights, allow_unused=True, materialize_grads=True
+            )
+        return {
+            name: mask.cpu() & (slope != 0).cpu()
+            for (name, mask), slope in zip(masks.items(), slopes, strict=True)
+        }
+
+    def path_norm(
+        self,
+        state: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        *,
+        power: int = 1,
+    ) -> float:
+        r"""Return :math:`(\sum_{\text{paths}} \prod_{e} |w_e|^p)^{1/p}`.
+
+        Args:
+            state: Parameter name to tensor, masked.
+            buffers: Buffer name to tensor.
+            power: p, 1 or 2.
+
+        Returns:
+            The norm; the running variance of a batch norm counts with its scale.
+
+        Raises:
+            InvalidInputError: If the network is no sum over paths: a norm without
+                running statistics, or a function that is not homogeneous.
+
+        Cost:
+            Two forward passes of one example.
+        """
+        with torch.no_grad():
+            for name, part in self._own.items():
+                part.requires_grad = False
+                part.copy_(state[name].double().abs() ** power)
+                if _is_bias(name):
+                    part.zero_()
+            for name, held in self._net.named_buffers():
+                held.copy_(buffers.get(name, self._buffers[name]))
+            self._scale_norms_(power=float(power))
+            once = float(self._output(torch.ones))
+            twice = float(self._output(lambda shape: 2.0 * torch.ones(shape)))
+        if abs(twice - 2.0 * once) > 1e-8 * abs(once):
+            raise InvalidInputError(
+                f"A path norm was asked of a network whose output is {once:.6g} on "
+                f"ones and {twice:.6g} on twos: it is no sum over paths. Attention, "
+                "tanh as a function and embeddings have none; leave it out."
+            )
+        return math.pow(once, 1.0 / power)
+
+    def _linearise_(self) -> None:
+        for module in self._net.modules():
+            if isinstance(module, _PASSED):
+                _replace(module, _same)
+            elif isinstance(module, _NORMS):
+                _replace(module, functools.partial(_scaled, module))
+            elif isinstance(module, _MAX_POOLS):
+                if _number(module.dilation) == 1 and not module.return_indices:
+                    _replace(module, functools.partial(_sum_pooled, module))
+            elif isinstance(module, _ADAPTIVE) and not module.return_indices:
+                size = module.output_size
+                dims = _ADAPTIVE.index(type(module)) + 1
+                _replace(
+                    module,
+                    functools.partial(_ADAPTIVE_AVERAGES[dims], output_size=size),
+                )
+
+    def _scale_norms_(self, *, power: float) -> None:
+        for name, module in self._net.named_modules():
+            if not isinstance(module, _NORMS):
+                continue
+            factor: Tensor | float = 1.0
+            if power:
+                variance = getattr(module, "running_var", None)
+                if variance is None:
+                    raise InvalidInputError(
+                        f"A path norm was asked of a network with {name!r}, a "
+                        f"{type(module).__name__} without running statistics, whose "
+                        "output is no sum over paths. Leave it out."
+                    )
+                factor = (variance + module.eps) ** (-power / 2.0)
+            # an attribute of the private copy, read by _scaled
+            module.__dict__["_path_factor"] = factor
+
+    def _output(self, make: Any) -> Tensor:
+        def value(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+                return leaf
+            return make(leaf.shape).to(device=leaf.device, dtype=torch.float64)
+
+        filled = pytree.tree_map(value, self._example)
+        with isolated(0):
+            if isinstance(filled, Mapping):
+                found = self._net(**filled)
+            elif isinstance(filled, tuple):
+                found = self._net(*filled)
+            else:
+                found = self._net(filled)
+        leaves = [
+            leaf
+            for leaf in pytree.tree_leaves(found)
+            if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        ]
+        if not leaves:
+            raise InvalidInputError(
+                f"The network returns a {type(found).__name__} without floating-point "
+                "tensors, so it has no output to follow paths to. Wrap it."
+            )
+        total = torch.stack([leaf.sum() for leaf in leaves]).sum()
+        if not math.isfinite(float(total.detach())):
+            raise InvalidInputError(
+                f"The sum over paths is {float(total.detach())}. Look for a "
+                "function that overflows, or pass a smaller example."
+            )
+        return total
+
+
+def check_example(example: Any) -> Any:
+    """Refuse a missing example.
+
+    Args:
+        example: What the user passed.
+
+    Returns:
+        The same.
+
+    Raises:
+        InvalidInputError: If it is None.
+    """
+    if example is None:
+        raise InvalidInputError(
+            "The paths of a model were asked for without an example of its input. Pass "
+            "example=torch.ones(1, ...) of the shape of one example."
+        )
+    return example
+
+
+def _replace(module: nn.Module, forward: Any) -> None:
+    # on the instance, in a private copy: names of parameters stay as they are
+    module.__dict__["forward"] = forward
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _scaled(module: Any, x: Tensor) -> Any:
+    factor = module.__dict__["_path_factor"]
+    weight = getattr(module, "weight", None)
+    scale = factor if weight is None else weight * factor
+    if isinstance(scale, Tensor) and isinstance(module, _PER_CHANNEL) and x.ndim > 1:
+        scale = scale.view(1, -1, *(1 for _ in range(x.ndim - 2)))
+    return x * scale
+
+
+def _sum_pooled(module: Any, x: Tensor) -> Any:
+    dims = _MAX_POOLS.index(type(module)) + 1
+    size = module.kernel_size
+    window = math.prod(size) if isinstance(size, tuple) else size**dims
+    pooled = _AVERAGES[dims](x, size, module.stride, module.padding, module.ceil_mode)
+    return pooled * window
+
+
+def _number(value: int | tuple[int, ...]) -> int:
+    return max(value) if isinstance(value, tuple) else value
+
+
+def _is_bias(name: str) -> bool:
+    return name.rpartition(".")[2].endswith("bias")

@@ -1,0 +1,275 @@
+"""Effective density and path norm: paths enumerated, chains, and real modules."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dynprune.core import InvalidInputError
+from dynprune.tickets import Ticket, effective_density, path_norm
+from dynprune.tickets._chain import chain_effective
+from dynprune.tickets._path_network import PathNetwork
+
+
+def seeded_(net, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for part in net.parameters():
+            part.copy_(torch.randn(part.shape, generator=draw))
+        for name, part in net.named_buffers():
+            if name.endswith("running_var"):
+                part.copy_(torch.rand(part.shape, generator=draw) + 0.5)
+            elif name.endswith("running_mean"):
+                part.copy_(torch.randn(part.shape, generator=draw))
+    return net
+
+
+def mlp(widths=(4, 5, 4, 3), activation=nn.ReLU, bias=True):
+    layers = []
+    with torch.random.fork_rng():
+        for pair in itertools.pairwise(widths):
+            layers += [nn.Linear(*pair, bias=bias), activation()]
+    return seeded_(nn.Sequential(*layers[:-1]))
+
+
+def masks_for(net, density, seed):
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.rand(part.shape, generator=draw) < density
+        for name, part in net.named_parameters()
+        if part.ndim > 1
+    }
+
+
+def ticket_of(net, masks):
+    return Ticket.make(masks, dict(net.named_parameters()), dict(net.named_buffers()))
+
+
+def walked(masks):
+    """Weights on a path, by walking every path of an MLP."""
+    layers = list(masks.values())
+    found = [torch.zeros_like(mask) for mask in layers]
+    widths = [layers[0].shape[1], *(mask.shape[0] for mask in layers)]
+    for path in itertools.product(*(range(width) for width in widths)):
+        edges = list(itertools.pairwise(path))
+        if all(mask[o, i] for mask, (i, o) in zip(layers, edges, strict=True)):
+            for part, (i, o) in zip(found, edges, strict=True):
+                part[o, i] = True
+    return dict(zip(masks, found, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(6), ids=str)
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU], ids=str)
+def test_chain_pass_and_walk_agree_on_mlps(seed, activation):
+    net = mlp(activation=activation)
+    masks = masks_for(net, 0.3, seed)
+    expected = walked(masks)
+    chain = chain_effective(masks)
+    passed = PathNetwork(net, torch.zeros(1, 4)).effective(masks)
+    for name in masks:
+        assert torch.equal(chain[name], expected[name]), name
+        assert torch.equal(passed[name], expected[name]), name
+    assert any(bool((masks[n] & ~expected[n]).any()) for n in masks)
+
+
+class TakesMax(nn.Module):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.conv1, self.conv2 = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 5, 3)
+        self.norm, self.pool = nn.BatchNorm2d(4), nn.MaxPool2d(2)
+        self.fc = nn.Linear(5 * 9, 3)
+
+    def forward(self, x):
+        x = self.pool(torch.relu(self.norm(self.conv1(x))))
+        return self.fc(torch.relu(self.conv2(x)).flatten(1))
+
+
+@pytest.mark.parametrize("seed", range(4), ids=str)
+def test_chain_and_pass_agree_on_convolutions(seed):
+    with torch.random.fork_rng():
+        net = seeded_(TakesMax())
+    masks = masks_for(net, 0.07, seed)
+    chain = chain_effective(masks)
+    passed = PathNetwork(net, torch.zeros(1, 2, 12, 12)).effective(masks)
+    # a position of the last feature map counts of itself in the pass only
+    for name in ("conv1.weight", "conv2.weight", "fc.weight"):
+        assert torch.equal(passed[name], chain[name]), name
+    assert sum(int(part.sum()) for part in chain.values()) > 0
+
+
+class Skips(nn.Module):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.inner, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.last(x + torch.relu(self.inner(x)))
+
+
+def test_skip_connection_is_seen_by_the_pass_and_not_by_the_chain():
+    with torch.random.fork_rng():
+        net = seeded_(Skips())
+    masks = {
+        "inner.weight": torch.zeros(3, 3).bool(),
+        "last.weight": torch.ones(2, 3).bool(),
+    }
+    ticket = ticket_of(net, masks)
+    found = effective_density(ticket, net, example=torch.zeros(1, 3))
+    assert found == {"all": 6 / 15, "inner.weight": 0.0, "last.weight": 1.0}
+    assert effective_density(ticket)["all"] == 0.0
+
+
+def test_value_zero_and_bias_do_not_decide():
+    # a kept weight that starts at 0 is a connection; a bias starts no path
+    net = mlp((2, 2, 1))
+    with torch.no_grad():
+        net[0].weight.zero_()
+        net[0].bias.fill_(5.0)
+    masks = {
+        "0.weight": torch.tensor([[True, True], [False, False]]),
+        "2.weight": torch.tensor([[True, True]]),
+    }
+    found = effective_density(ticket_of(net, masks), net, example=torch.zeros(1, 2))
+    assert found == {"all": 0.5, "0.weight": 0.5, "2.weight": 0.5}
+
+
+def test_deep_narrow_chains_do_not_underflow():
+    net = mlp([40] * 60)
+    masks = masks_for(net, 0.2, 1)
+    chain = chain_effective(masks)
+    passed = PathNetwork(net, torch.zeros(1, 40)).effective(masks)
+    assert all(torch.equal(chain[name], passed[name]) for name in masks)
+
+
+def test_attention_queries_are_on_paths():
+    with torch.random.fork_rng():
+        net = seeded_(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    masks = {
+        name: torch.ones_like(part, dtype=torch.bool)
+        for name, part in net.named_parameters()
+        if part.ndim > 1
+    }
+    masks["linear1.weight"][0] = False
+    found = effective_density(ticket_of(net, masks), net, example=torch.zeros(1, 5, 8))
+    assert found["self_attn.in_proj_weight"] == 1.0
+    assert found["linear1.weight"] == 15 / 16
+    assert found["linear2.weight"] == 15 / 16  # one input of it has no path
+
+
+def test_hugging_face_model_by_keywords():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2
+    )
+    with torch.random.fork_rng():
+        net = seeded_(transformers.GPT2Model(config))
+    masks = {"h.0.mlp.c_fc.weight": torch.ones(8, 32).bool()}
+    masks["h.0.mlp.c_proj.weight"] = torch.ones(32, 8).bool()
+    masks["h.0.mlp.c_fc.weight"][:, 0] = False  # Conv1D is (in, out)
+    example = {"input_ids": torch.tensor([[1, 2, 3]])}
+    found = effective_density(ticket_of(net, masks), net, example=example)
+    assert found["h.0.mlp.c_proj.weight"] == 31 / 32
+
+
+def paths_of(net, masks, power):
+    layers = [part.detach().double() for part in net.parameters() if part.ndim > 1]
+    layers = [
+        (part * mask).abs() ** power
+        for part, mask in zip(layers, masks.values(), strict=True)
+    ]
+    widths = [layers[0].shape[1], *(part.shape[0] for part in layers)]
+    total = 0.0
+    for path in itertools.product(*(range(width) for width in widths)):
+        edges = zip(layers, itertools.pairwise(path), strict=True)
+        total += math.prod(float(part[o, i]) for part, (i, o) in edges)
+    return total ** (1 / power)
+
+
+@pytest.mark.parametrize("power", [1, 2], ids=str)
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh], ids=str)
+def test_path_norm_is_the_sum_over_all_paths(power, activation):
+    net = mlp(activation=activation)
+    masks = masks_for(net, 0.6, 0)
+    found = path_norm(
+        ticket_of(net, masks), net, example=torch.zeros(1, 4), power=power
+    )
+    assert found == pytest.approx(paths_of(net, masks, power), rel=1e-12)
+
+
+@pytest.mark.parametrize("power", [1, 2], ids=str)
+def test_path_norm_scales_with_a_batch_norm_and_sums_a_max_pool(power):
+    with torch.random.fork_rng():
+        net = nn.Sequential(
+            nn.Conv1d(1, 2, 1, bias=False),
+            nn.BatchNorm1d(2),
+            nn.ReLU(),
+            nn.MaxPool1d(3),
+            nn.Flatten(),
+            nn.Linear(2, 1),
+        )
+    seeded_(net).requires_grad_(False)
+    masks = masks_for(net, 1.0, 0)
+    w, v = net[0].weight.double().reshape(2), net[5].weight.double().reshape(2)
+    scale = net[1].weight.double() / (net[1].running_var.double() + net[1].eps).sqrt()
+    expected = 3 * ((w * scale * v).abs() ** power).sum()
+    ticket = ticket_of(net, masks)
+    found = path_norm(ticket, net, example=torch.zeros(1, 1, 3), power=power)
+    assert found == pytest.approx(float(expected) ** (1 / power), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "says"),
+    [
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), (1, 3), "LayerNorm"),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 4), nn.Softmax(1)),
+            (1, 3),
+            "no sum over paths",
+        ),
+    ],
+    ids=["layer norm", "softmax"],
+)
+def test_networks_without_a_path_norm_are_refused(make, shape, says):
+    with torch.random.fork_rng():
+        net = seeded_(make())
+    ticket = ticket_of(net, {"0.weight": torch.ones(4, 3).bool()})
+    with pytest.raises(InvalidInputError, match=says):
+        path_norm(ticket, net, example=torch.zeros(shape))
+
+
+def test_user_model_stays_as_it_was(untouched):
+    with torch.random.fork_rng():
+        net = seeded_(TakesMax()).train()
+    before = copy.deepcopy(net.state_dict())
+    masks = masks_for(net, 0.5, 0)
+    with untouched():
+        effective_density(ticket_of(net, masks), net, example=torch.zeros(1, 2, 12, 12))
+        path_norm(ticket_of(net, masks), net, example=torch.zeros(1, 2, 12, 12))
+    assert net.training
+    assert net.pool.forward.__func__ is nn.MaxPool2d.forward
+    assert all(part.grad is None for part in net.parameters())
+    assert all(torch.equal(before[n], part) for n, part in net.state_dict().items())
+
+
+def test_refusals():
+    net = mlp()
+    ticket = ticket_of(net, masks_for(net, 0.5, 0))
+    with pytest.raises(InvalidInputError, match="without an example"):
+        effective_density(ticket, net)
+    with pytest.raises(InvalidInputError, match="power 3"):
+        path_norm(ticket, net, example=torch.zeros(1, 4), power=3)
+    other = mlp((4, 6, 3))
+    with pytest.raises(InvalidInputError, match=r"masks 0.weight \(5, 4\)"):
+        effective_density(ticket, other, example=torch.zeros(1, 4))
+    with pytest.raises(InvalidInputError, match="do not fit"):
+        path_norm(ticket, other, example=torch.zeros(1, 4))
+    state = {"a": torch.ones(5, 4), "b": torch.ones(3, 6)}
+    apart = Ticket.make({n: p.bool() for n, p in state.items()}, state)
+    with pytest.raises(InvalidInputError, match=r"a has 5 outputs and b 6 inputs"):
+        effective_density(apart)
+    flat = Ticket.make({"c": torch.ones(3).bool()}, {"c": torch.ones(3)})
+    with pytest.raises(InvalidInputError, match="no layer of a chain"):
+        effective_density(flat)
