@@ -13,8 +13,10 @@ from dynprune.core.errors import (
     NumericalWarning,
 )
 from dynprune.core.files import load_tensors, save_tensors, write_atomic
+from dynprune.core.intervals import mean_interval
 from dynprune.core.names import unknown
 from dynprune.core.outcome import Outcome
+from dynprune.core.processes import process_pool
 from dynprune.core.progress import track
 from dynprune.core.provenance import Provenance
 from dynprune.core.rows import Rows
@@ -44,6 +46,8 @@ __all__ = [
     "generator",
     "isolated",
     "load_tensors",
+    "mean_interval",
+    "process_pool",
     "save_tensors",
     "seeded_generators",
     "track",

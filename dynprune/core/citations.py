@@ -217,6 +217,13 @@ _BIBTEX = {
   booktitle={International Conference on Learning Representations},
   year={2021}
 }""",
+    "su2020": """@inproceedings{su2020sanity,
+  title={Sanity-Checking Pruning Methods: Random Tickets can Win the Jackpot},
+  author={Su, Jingtong and Chen, Yihang and Cai, Tianle and Wu, Tianhao and Gao, Ruiqi
+          and Wang, Liwei and Lee, Jason D.},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2020}
+}""",
     "lanczos": """@article{wu2000thick,
   title={Thick-restart {L}anczos method for large symmetric eigenvalue problems},
   author={Wu, Kesheng and Simon, Horst},

@@ -82,6 +82,12 @@ from dynprune.pruning._random import (
 from dynprune.pruning._rigl import (
     rigl,
 )
+from dynprune.pruning._sanity_check import (
+    sanity_check,
+)
+from dynprune.pruning._sanity_check_results import (
+    SanityCheck,
+)
 from dynprune.pruning._select import (
     kept_count,
 )
@@ -114,6 +120,7 @@ __all__ = [
     "MaskUpdate",
     "Pruner",
     "Rule",
+    "SanityCheck",
     "SparseTraining",
     "cubic_densities",
     "densities_by_factor",
@@ -145,6 +152,7 @@ __all__ = [
     "random",
     "random_scores",
     "rigl",
+    "sanity_check",
     "snip",
     "snip_scores",
     "sparse_evolution",

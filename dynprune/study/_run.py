@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 
 from dynprune._version import __version__
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, process_pool
 from dynprune.study._collect import (
     LEDGER_COLUMNS,
     RESULT_COLUMNS,
@@ -30,7 +30,7 @@ from dynprune.study._findings import Findings, LedgerLine
 from dynprune.study._ledger import ledger, summary
 from dynprune.study._report import write_report
 from dynprune.study._report_text import what_was_found
-from dynprune.study._scheduler import Unit, process_pool, run_units
+from dynprune.study._scheduler import Unit, run_units
 from dynprune.study._store import (
     PROVENANCE,
     Store,

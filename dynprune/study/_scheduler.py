@@ -1,9 +1,6 @@
 """Units of work over an executor: each once, in order of need, past crashes."""
 
 import concurrent.futures
-import os
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -33,38 +30,6 @@ class Unit:
     seed: int
     after: tuple[str, ...] = ()
     weight: float = 1.0
-
-
-def process_pool(jobs: int) -> Executor:
-    """Return a pool of processes that compute with one thread each.
-
-    Args:
-        jobs: Number of processes.
-
-    Returns:
-        A loky executor.
-    """
-    import loky
-
-    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    pool: Executor = loky.ProcessPoolExecutor(
-        max_workers=jobs,
-        env=dict.fromkeys(threads, "1"),
-        timeout=600,
-        initializer=_end_with,
-        initargs=(os.getpid(),),
-    )
-    return pool
-
-
-def _end_with(parent: int) -> None:
-    # a worker whose study was killed must not write to its folder any more
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_units(

@@ -1,56 +1,15 @@
 """Intervals and tests over a handful of seeds; pure functions of numbers."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from dynprune.core import InvalidInputError, unknown
+from dynprune.core import InvalidInputError, mean_interval, unknown
+from dynprune.core.intervals import Numbers, finite_values, mean_and_error
 
 Alternative = Literal["two-sided", "greater", "less"]
-Numbers = Sequence[float] | npt.NDArray[np.float64]
 _NAN = float("nan")
-
-
-def mean_interval(
-    values: Numbers, *, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    r"""Return the mean of independent values with its Student interval.
-
-    .. math:: \bar x \pm t_{n-1,\,(1+c)/2}\; s / \sqrt n
-
-    with s the standard deviation with divisor n - 1. Equal values have an interval
-    of no length.
-
-    Args:
-        values: One number a seed, finite.
-        confidence: Coverage c, in (0, 1).
-
-    Returns:
-        Mean, lower and upper end. Fewer than two values have no interval (NaN); no
-        value has no mean either.
-
-    Raises:
-        InvalidInputError: If a value is not finite or c is not in (0, 1).
-
-    Example:
-        >>> [round(x, 3) for x in mean_interval([1.0, 2.0, 3.0])]
-        [2.0, -0.484, 4.484]
-    """
-    if not 0.0 < confidence < 1.0:
-        raise InvalidInputError(
-            f"confidence is {confidence}. Pass a number between 0 and 1, e.g. 0.95."
-        )
-    x = _finite(values)
-    if len(x) < 2:
-        return (float(x[0]) if len(x) else _NAN), _NAN, _NAN
-    from scipy.stats import t
-
-    mean, error = _mean_and_error(x)
-    reach = float(t.ppf(0.5 + confidence / 2.0, len(x) - 1)) * error
-    return mean, mean - reach, mean + reach
 
 
 def paired_interval(
@@ -103,12 +62,12 @@ def paired_p(
     kinds = ("two-sided", "greater", "less")
     if alternative not in kinds:
         raise unknown("alternative", alternative, kinds)
-    x = _finite(differences)
+    x = finite_values(differences)
     if len(x) < 2:
         return _NAN
     from scipy.stats import t
 
-    mean, error = _mean_and_error(x)
+    mean, error = mean_and_error(x)
     away = mean - null
     if error == 0.0:
         agrees = {"two-sided": away != 0.0, "greater": away > 0.0, "less": away < 0.0}
@@ -189,7 +148,7 @@ def ratio_interval(
         >>> ratio_interval([5.0, 5.5, 6.0], [10.0, 11.0, 12.0])
         (0.5, 0.5, 0.5)
     """
-    x, y = _finite(numerators), _finite(denominators)
+    x, y = finite_values(numerators), finite_values(denominators)
     if len(x) != len(y):
         raise InvalidInputError(
             f"{len(x)} numerators and {len(y)} denominators. Pass one pair a seed."
@@ -212,20 +171,3 @@ def ratio_interval(
     c = float(x.mean()) ** 2 - size * sxx
     root = math.sqrt(max(0.0, half * half - a * c))
     return ratio, (half - root) / a, (half + root) / a
-
-
-def _finite(values: Numbers) -> npt.NDArray[np.float64]:
-    x = np.asarray(values, dtype=np.float64).reshape(-1)
-    if not np.isfinite(x).all():
-        raise InvalidInputError(
-            f"Not all of {x.tolist()} are finite. Leave out the seeds without a value."
-        )
-    return x
-
-
-def _mean_and_error(x: npt.NDArray[np.float64]) -> tuple[float, float]:
-    mean = float(x.mean())
-    # the rounding of equal numbers is no spread
-    if float(np.ptp(x)) <= 1e-14 * float(np.abs(x).max()):
-        return mean, 0.0
-    return mean, float(x.std(ddof=1)) / math.sqrt(len(x))

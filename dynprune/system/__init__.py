@@ -12,7 +12,7 @@ from dynprune.system._double_well import double_well
 from dynprune.system._exact import ExactSystem, Formulas
 from dynprune.system._gradient_system import GradientSystem
 from dynprune.system._linear_network import aligned_start, linear_network
-from dynprune.system._mean_loss import BatchLoss, LossFn
+from dynprune.system._mean_loss import BatchLoss, LossFn, MeanLoss
 from dynprune.system._quadratic import quadratic
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Formulas",
     "GradientSystem",
     "LossFn",
+    "MeanLoss",
     "aligned_start",
     "check_data",
     "deep_scalar",

@@ -24,6 +24,12 @@ from dynprune.training._results import (
     Evaluation,
     Run,
 )
+from dynprune.training._stacked_many import (
+    train_many,
+)
+from dynprune.training._stacked_results import (
+    Runs,
+)
 from dynprune.training._train import (
     Move,
     train,
@@ -40,8 +46,10 @@ __all__ = [
     "Recorder",
     "ResidentOrder",
     "Run",
+    "Runs",
     "Schedule",
     "Trainer",
     "evaluate",
     "train",
+    "train_many",
 ]

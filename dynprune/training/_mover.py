@@ -87,7 +87,7 @@ class Mover:
         if self._needs_closure:
             loss = self._closure_step(batch)
         else:
-            loss = self._gradient(batch)
+            loss = self.gradient(batch)
             self.optimizer.step()
         if self._masks:
             with torch.no_grad():
@@ -191,7 +191,15 @@ class Mover:
             for name, part in self.net.named_buffers():
                 part.copy_(buffers[name])
 
-    def _gradient(self, batch: Any) -> Tensor:
+    def gradient(self, batch: Any) -> Tensor:
+        """Leave the gradient of a batch in the parameters.
+
+        Args:
+            batch: What to compute it on.
+
+        Returns:
+            The loss, a 0-d tensor without graph.
+        """
         for parameter in self.parameters:
             parameter.grad = None
         loss = self._mean(batch)
@@ -210,7 +218,7 @@ class Mover:
         seen: list[Tensor] = []
 
         def closure() -> Tensor:
-            seen.append(self._gradient(batch))
+            seen.append(self.gradient(batch))
             return seen[-1]
 
         self.optimizer.step(closure)  # type: ignore[arg-type]

@@ -90,8 +90,8 @@ class ResidentOrder(AbstractOrder):
         if self._whole:
             yield self._x, self._y
             return
-        source = generator(derive_seed(self._seed, number))
-        order = torch.randperm(self._count, generator=source).to(self._x.device)
+        order = permutation(self._count, seed=self._seed, epoch=number)
+        order = order.to(self._x.device)
         if self._gathers:
             xs = self._x.index_select(0, order).split(self.batch_size)
             ys = self._y.index_select(0, order).split(self.batch_size)
@@ -164,6 +164,20 @@ class LoaderOrder(AbstractOrder):
             Its number of examples by default.
         """
         return self._system.weight(batch)
+
+
+def permutation(count: int, *, seed: int, epoch: int) -> Tensor:
+    """Return the order in which an epoch visits resident examples.
+
+    Args:
+        count: Number of examples.
+        seed: Of the run.
+        epoch: From 0.
+
+    Returns:
+        A permutation of ``range(count)``, int64 on the CPU.
+    """
+    return torch.randperm(count, generator=generator(derive_seed(seed, epoch)))
 
 
 def stream(

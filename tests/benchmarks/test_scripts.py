@@ -36,14 +36,23 @@ def benchmarks(monkeypatch):
         ("hvp_cost.py", ("--device", "cpu", "--models", "tiny-transformer")),
         ("eigenpairs.py", ()),
         ("density.py", ()),
+        ("stacked_training.py", None),
     ],
-    ids=["hvp_cost", "hvp_cost on a device", "eigenpairs", "density"],
+    ids=[
+        "hvp_cost",
+        "hvp_cost on a device",
+        "eigenpairs",
+        "density",
+        "stacked_training",
+    ],
 )
 def test_each_script_writes_its_tables(
     benchmarks, monkeypatch, tmp_path, script, options
 ):
     target = tmp_path / "found.json"
-    command = [script, str(target), "--quick", "--rivals", "PyHessian", *options]
+    command = [script, str(target), "--quick"]
+    if options is not None:  # it has rivals
+        command += ["--rivals", "PyHessian", *options]
     monkeypatch.setattr(sys, "argv", command)
     runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
     found = json.loads(target.read_text())

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, mean_interval
 from dynprune.study._statistics import (
     holm,
-    mean_interval,
     paired_interval,
     paired_p,
     ratio_interval,

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
+from dynprune.core import mean_interval
 from dynprune.study._config import Config
 from dynprune.study._findings import LedgerLine
-from dynprune.study._statistics import holm, mean_interval, paired_p
+from dynprune.study._statistics import holm, paired_p
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from dynprune.core import mean_interval
 from dynprune.study._findings import Findings
-from dynprune.study._statistics import mean_interval
 from dynprune.study.claims._draft import Draft, not_testable, number, superior
 
 THEORY = "Koopman"

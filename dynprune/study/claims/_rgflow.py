@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dynprune import rgflow
+from dynprune.core import mean_interval
 from dynprune.rgflow import RGFlow
 from dynprune.study._findings import Findings
-from dynprune.study._statistics import holm, mean_interval, paired_p
+from dynprune.study._statistics import holm, paired_p
 from dynprune.study.claims._draft import LEVEL, Draft, not_testable, superior
 
 THEORY = "renormalization group"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from dynprune.study._statistics import mean_interval
+from dynprune.core import mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,0 +1,230 @@
+"""What can be trained as one stack: looked at, then checked by one gradient."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynprune.core import InvalidInputError, isolated, seeded_generators
+from dynprune.system import GradientSystem, is_resident, read
+from dynprune.training._mover import Mover
+from dynprune.training._recipe import Recipe
+from dynprune.training._stacked_mover import StackedMover
+
+_CHECKED = 8  # examples
+
+
+def check_alike(systems: Sequence[GradientSystem], recipe: Recipe) -> None:
+    """Refuse systems that differ in more than state, buffers and masks.
+
+    Args:
+        systems: At least one.
+        recipe: How they train; data of its own stand for theirs.
+
+    Raises:
+        InvalidInputError: If they do; it says in what, and which.
+    """
+    first = _traits(systems[0])
+    for place, system in enumerate(systems[1:], start=1):
+        if _twins(system, systems[0]):
+            continue
+        found = _traits(system)
+        differ = [name for name in first if first[name] != found[name]]
+        if recipe.data is None and not _same_data(system.data, systems[0].data):
+            differ.append("data")
+        if differ:
+            raise InvalidInputError(
+                f"Stacked training was asked of systems that differ: number {place} "
+                f"and number 0 in {', '.join(differ)}. Make them with with_ticket() or "
+                "with_state() of one system, or use how='processes'."
+            )
+
+
+def check_seeds(
+    systems: Sequence[GradientSystem], recipe: Recipe, seeds: Sequence[int]
+) -> None:
+    """Refuse seeds of their own for batches that cannot be gathered.
+
+    Args:
+        systems: At least one.
+        recipe: What they train on.
+        seeds: One for each.
+
+    Raises:
+        InvalidInputError: If a loader is to be read in several orders at once.
+    """
+    data = systems[0].data if recipe.data is None else recipe.data
+    if len(set(seeds)) > 1 and not is_resident(data):
+        raise InvalidInputError(
+            f"Stacked training was asked with {len(set(seeds))} data orders of a "
+            f"{type(data).__name__}, whose batches cannot be gathered run by run. Pass "
+            "(x, y) tensors, one seed for all, or how='processes'."
+        )
+
+
+def check_agrees(systems: Sequence[GradientSystem], recipe: Recipe) -> bool:
+    """Check one stacked gradient of every run against the one it has alone.
+
+    Buffers are compared after it, too. A network that is random in train mode
+    (dropout) is compared in eval mode, and in train mode only tried.
+
+    Args:
+        systems: Alike, see :func:`check_alike`.
+        recipe: How they train.
+
+    Returns:
+        Whether the network is random in the recipe's mode.
+
+    Raises:
+        InvalidInputError: If the network cannot be batched by ``torch.func.vmap``, or
+            a loss, gradient or buffer differs by more than rounding.
+
+    Cost:
+        For every run, two gradients over at most 8 examples.
+    """  # noqa: DOC502 - raised by the parts
+    batch = _first_batch(systems[0], recipe)
+    training = recipe.mode == "train"
+    moves_randomly = training and _is_random(systems[0], recipe, batch)
+    _compare(systems, recipe, batch, training=training and not moves_randomly)
+    if moves_randomly:
+        mover = _mover(systems, recipe, training=True)
+        with isolated(0):
+            _attempt(mover, batch)
+    return moves_randomly
+
+
+def _compare(
+    systems: Sequence[GradientSystem], recipe: Recipe, batch: Any, *, training: bool
+) -> None:
+    stack = _mover(systems, recipe, training=training)
+    losses = _attempt(stack, batch)
+    for run, system in enumerate(systems):
+        one = Mover(system, recipe.optimizer, schedule=None, training=training, step=0)
+        pairs = {"loss": (losses[run], one.gradient(batch))}
+        for name, mine, own in zip(
+            system.names, stack.parameters, one.parameters, strict=True
+        ):
+            if (mine.grad is None) != (own.grad is None):
+                raise _differs(run, f"gradient of {name}", math.inf)
+            if mine.grad is not None and own.grad is not None:
+                pairs[f"gradient of {name}"] = (mine.grad[run], own.grad)
+        after = stack.buffers(run)
+        pairs |= {f"buffer {n}": (after[n], part) for n, part in one.buffers().items()}
+        _check_pairs(run, pairs, system.dtype)
+
+
+def _check_pairs(
+    run: int, pairs: dict[str, tuple[Tensor, Tensor]], dtype: torch.dtype
+) -> None:
+    # a wrong rule is off by its own size, rounding by eps times the depth: in between
+    tolerance = math.sqrt(torch.finfo(dtype).eps)
+    largest = max(
+        (float(b.abs().max()) for what, (_, b) in pairs.items() if "gradient" in what),
+        default=0.0,
+    )
+    largest = max(largest, torch.finfo(dtype).eps)
+    for what, (found, wanted) in pairs.items():
+        a, b = found.detach().double(), wanted.detach().double()
+        if not b.numel():
+            continue
+        scale = largest if "gradient" in what else max(1.0, float(b.abs().max()))
+        if not math.isfinite(scale):
+            continue  # where it diverges at once there is nothing to compare
+        if not torch.allclose(a, b, rtol=0.0, atol=tolerance * scale, equal_nan=True):
+            raise _differs(run, what, float((a - b).abs().max()))
+
+
+def _attempt(mover: StackedMover, batch: Any) -> Tensor:
+    try:
+        return mover.gradient(batch)
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise InvalidInputError(
+            f"Stacked training was asked of a {type(mover.net).__name__}, which "
+            f"torch.func.vmap cannot batch: {why} Use how='processes' or 'serial'."
+        ) from error
+
+
+def _mover(
+    systems: Sequence[GradientSystem], recipe: Recipe, *, training: bool
+) -> StackedMover:
+    return StackedMover(
+        systems,
+        recipe.optimizer,
+        schedule=recipe.schedule,
+        training=training,
+        step=0,
+        own=False,
+    )
+
+
+def _is_random(system: GradientSystem, recipe: Recipe, batch: Any) -> bool:
+    found = []
+    for seed in (0, 1):
+        one = Mover(system, recipe.optimizer, schedule=None, training=True, step=0)
+        with isolated(seed):
+            loss = one.gradient(batch)
+        slopes = [p.grad for p in one.parameters if p.grad is not None]
+        found.append([loss, *slopes])
+    return not all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def _first_batch(system: GradientSystem, recipe: Recipe) -> Any:
+    data = system.data if recipe.data is None else recipe.data
+    if is_resident(data):
+        data = tuple(part[:_CHECKED] for part in data)
+    with seeded_generators(data, 0):
+        return next(
+            read(data, dtype=system.dtype, device=system.device, microbatch=None)
+        )
+
+
+def _twins(one: GradientSystem, other: GradientSystem) -> bool:
+    return (
+        one.module is other.module
+        and one.data is other.data
+        and one.l2 == other.l2
+        and one.batch_weight is other.batch_weight
+        and one.names == other.names
+    )
+
+
+def _same_data(one: Any, other: Any) -> bool:
+    if one is other or not (is_resident(one) and is_resident(other)):
+        return one is other
+    pairs = zip(one, other, strict=True)
+    return all(a is b or (a.shape == b.shape and torch.equal(a, b)) for a, b in pairs)
+
+
+def _traits(system: GradientSystem) -> dict[str, object]:
+    parameters = dict(system.module.named_parameters())
+    buffers = dict(system.module.named_buffers())
+    return {
+        "architecture": (type(system.module), repr(system.module)),
+        "trained parameters": system.names,
+        "parameters": {n: (p.shape, p.dtype) for n, p in parameters.items()},
+        "buffers": {n: (p.shape, p.dtype) for n, p in buffers.items()},
+        "dtype": system.dtype,
+        "device": system.device,
+        "loss": (_identity(system.loss_fn), _identity(system.batch_loss)),
+        "batch weight": _identity(system.batch_weight),
+        "l2": system.l2,
+    }
+
+
+def _identity(part: Any) -> object:
+    # two losses of one class and one description, as nn.CrossEntropyLoss(), are alike
+    if isinstance(part, torch.nn.Module):
+        return type(part), repr(part)
+    return id(part)
+
+
+def _differs(run: int, what: str, by: float) -> InvalidInputError:
+    return InvalidInputError(
+        f"Stacked training was asked, but the {what} of run {run} differs by {by:.3g} "
+        "from the one that the run has alone. The networks differ in what their "
+        "description does not say, or torch.func.vmap has no correct rule for a layer. "
+        "Use how='processes' or 'serial'."
+    )
