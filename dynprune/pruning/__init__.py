@@ -88,9 +88,6 @@ from dynprune.pruning._sanity_check import (
 from dynprune.pruning._sanity_check_results import (
     SanityCheck,
 )
-from dynprune.pruning._select import (
-    kept_count,
-)
 from dynprune.pruning._snip import (
     snip,
     snip_scores,
