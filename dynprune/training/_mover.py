@@ -116,7 +116,7 @@ class Mover:
         """
         pruned, self._pruned = self._pruned, []
         try:
-            loss = self._gradient(batch)
+            loss = self.gradient(batch)
         finally:
             self._pruned = pruned
         found = {
