@@ -114,7 +114,7 @@ densities, and every ticket is trained by one recipe in the same data order.
 Made by `{command}` ({place["chip"]}, {place["device"]}, torch {place["torch"]}, Python
 {place["python"]}, one thread per unit; {seconds:.0f} seconds of units in sum, other
 work on the machine at times). {done} units (task, method, seed). {state} Results are
-as they came: nothing was tuned, no unit was left out.
+as they came: nothing was tuned, and no unit that was computed is left out.
 
 Accuracies are on the test split, in per cent: mean over seeds ± half of the 95 %
 Student interval (with three seeds 2.5 standard deviations); a number alone rests on

@@ -10,6 +10,8 @@ from typing import Any, final
 
 from _pruner_units import Unit, replace_text
 
+from dynprune.study._store import source_hash
+
 _KEYS = ("task", "recipe", "method", "density", "seed")
 COLUMNS = (
     "task",
@@ -53,7 +55,8 @@ class Results:
         folder: Where they lie.
         rows: Of tickets, by task, recipe, method, density and seed.
         checks: Of sanity checks, by the same and the control.
-        provenance: Settings by task and recipe, and seconds by unit.
+        provenance: Settings by task and recipe, seconds by unit, and the digests of
+            the package source that computed them.
     """
 
     folder: Path
@@ -71,6 +74,7 @@ class Results:
         found.provenance = json.loads(path.read_text()) if path.exists() else {}
         found.provenance.setdefault("settings", {})
         found.provenance.setdefault("seconds", {})
+        found.provenance.setdefault("package_source", [])
         return found
 
     def add(
@@ -97,6 +101,8 @@ class Results:
         else:
             self.rows |= _keyed(rows, _KEYS)
         if seconds is not None:
+            sources = {*self.provenance["package_source"], source_hash()}
+            self.provenance["package_source"] = sorted(sources)
             spent = self.provenance["seconds"].get(unit.name, 0.0)
             self.provenance["seconds"][unit.name] = round(spent + seconds, 1)
 
