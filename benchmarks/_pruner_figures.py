@@ -55,7 +55,7 @@ def accuracy_density(frame: pd.DataFrame, titles: dict[str, str], path: Path) ->
     tasks = [task for task in titles if (frame.task == task).any()]
 
     def draw() -> Figure:
-        canvas = Figure(figsize=(11.0, 1.3 + 2.5 * len(tasks)), layout="constrained")
+        canvas = Figure(figsize=(11.0, 2.2 + 2.8 * len(tasks)), layout="constrained")
         panels = canvas.subplots(len(tasks), len(GROUPS), squeeze=False, sharey="row")
         for row, task in zip(panels, tasks, strict=True):
             own = frame[frame.task == task]
@@ -185,13 +185,13 @@ def similarity(
                 label.set_color(_GROUP_COLOURS[method.group])
         canvas: Figure = ax.figure
         canvas.suptitle(title, x=0.01, ha="left", fontsize=10.0)
-        said = [f"{group}" for group in GROUPS]
-        for place, (group, words) in enumerate(zip(GROUPS, said, strict=True)):
+        said = {"prunes …": "#767676"} | _GROUP_COLOURS
+        for place, (words, colour) in enumerate(said.items()):
             canvas.text(
                 0.99,
                 0.985 - 0.022 * place,
                 words,
-                color=_GROUP_COLOURS[group],
+                color=colour,
                 ha="right",
                 va="top",
                 fontsize=8.0,

@@ -1,6 +1,7 @@
 """README.md, tables and figures of the comparison, from the rows alone."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from _pruner_figures import accuracy_density, similarity, square
 from _pruner_methods import DENSE, GROUPS, METHODS
 from _pruner_results import COLUMNS, Results
 from _pruner_settings import SETTINGS, Setting, imp_densities
-from _pruner_similarity import similarities
+from _pruner_similarity import COLUMNS as PAIRS, similarities
 from _pruner_units import Unit, is_done, replace_text
 from _pruner_words import best_of, group_table, likeness, ordering, points
 from _timing import environment
@@ -46,7 +47,10 @@ def write_report(
     settings = _settings(results)
     seeds = 1 + max((key[4] for key in results.rows), default=0)
     short = [one for one in settings if one.recipe != "full"]
-    pairs = pd.DataFrame(similarities(short, seeds, work=work, folder=results.folder))
+    pairs = pd.DataFrame(
+        similarities(short, seeds, work=work, folder=results.folder),
+        columns=list(PAIRS),
+    )
     place = environment(torch.device(short[0].device if short else "cpu"))
     kept = ("device", "chip", "python", "torch", "numpy", "scipy")
     results.provenance["environment"] = {key: place[key] for key in kept}
@@ -59,13 +63,17 @@ def write_report(
     drawn = frame[frame.recipe != "full"]
     if len(drawn):
         accuracy_density(drawn, titles, results.folder / "accuracy-density.svg")
-    parts = [_opening(results, missing, command), _methods(short)]
+    parts = [_opening(results, missing, command)]
+    if len(drawn):
+        parts.append(_answer(short, frame, pairs))
+        parts.append("![test error against density](accuracy-density.svg)")
+    parts.append(_methods(short))
     for setting in settings:
         own = frame[(frame.task == setting.task) & (frame.recipe == setting.recipe)]
         if setting.recipe == "full":
             parts += _full(setting, own)
             continue
-        alike = pairs[pairs.task == setting.task] if len(pairs) else pairs
+        alike = pairs[pairs.task == setting.task]
         parts += _task(setting, own, alike, checks, results.folder)
     replace_text(results.folder / "README.md", "\n\n".join(parts) + "\n")
 
@@ -105,21 +113,52 @@ def _opening(results: Results, missing: list[Unit], command: str) -> str:
             f"**Partial:** {len(missing)} units that were asked for are missing "
             f"({_count(missing)}); their cells are empty or rest on fewer seeds."
         )
-    return f"""# Pruners against IMP
+    parts = (
+        "# Pruners against IMP",
+        "What do sparse networks that different methods find on the same data have in "
+        "common? Every method prunes the same networks (same initial weights per seed) "
+        "to the same densities, and every ticket is trained by one recipe in the same "
+        "data order.",
+        f"Made by `{command}` ({place['chip']}, {place['device']}, torch "
+        f"{place['torch']}, Python {place['python']}, one thread per unit; "
+        f"{seconds:.0f} seconds of units in sum, other work on the machine at times). "
+        f"{done} units (task, method, seed). {state} Results are as they came: nothing "
+        "was tuned, and no unit that was computed is left out.",
+        "Accuracies are on the test split, in per cent: mean over seeds ± half of the "
+        "95 % Student interval (with three seeds 2.5 standard deviations); a number "
+        "alone rests on one seed. Choices between methods use validation accuracy. "
+        "`units.csv` has every row with its cost, `similarity.csv` every pair of "
+        "masks, `sanity.csv` every control.",
+    )
+    return "\n\n".join(map(prose, parts))
 
-What do sparse networks that different methods find on the same data have in common?
-Every method prunes the same networks (same initial weights per seed) to the same
-densities, and every ticket is trained by one recipe in the same data order.
 
-Made by `{command}` ({place["chip"]}, {place["device"]}, torch {place["torch"]}, Python
-{place["python"]}, one thread per unit; {seconds:.0f} seconds of units in sum, other
-work on the machine at times). {done} units (task, method, seed). {state} Results are
-as they came: nothing was tuned, and no unit that was computed is left out.
+def prose(text: str) -> str:
+    """Wrap a paragraph."""
+    return textwrap.fill(text, 88, break_long_words=False, break_on_hyphens=False)
 
-Accuracies are on the test split, in per cent: mean over seeds ± half of the 95 %
-Student interval (with three seeds 2.5 standard deviations); a number alone rests on
-one seed. Choices between methods use validation accuracy. `units.csv` has every row
-with its cost, `similarity.csv` every pair of masks, `sanity.csv` every control."""
+
+def _answer(settings: list[Setting], frame: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    parts = ["## What the numbers say"]
+    for setting in settings:
+        own = frame[(frame.task == setting.task) & (frame.recipe == setting.recipe)]
+        density = _ordered(setting)
+        said, _ = ordering(own, density)
+        parts.append(
+            f"**{setting.title}: accuracy.** Is it IMP > magnitude after training > at "
+            f"initialisation > random, at {100 * density:g} %? {said} Best by "
+            f"validation accuracy: {best_of(own, density)}."
+        )
+        least = min(setting.alike)
+        alike = pairs[(pairs.task == setting.task) & (pairs.density == least)]
+        words = likeness(alike, own, least)
+        if words:
+            parts.append(f"**{setting.title}: masks.** {' '.join(words)}")
+    return "\n\n".join(map(prose, parts))
+
+
+def _ordered(setting: Setting) -> float:
+    return _ORDERED if _ORDERED in setting.densities else setting.checked
 
 
 def _count(missing: list[Unit]) -> str:
@@ -171,16 +210,14 @@ def _task(
     parts = [f"## {setting.title}", table(_accuracies(frame, setting))]
     if setting.task == "cifar10":
         parts.append(_published())
-    density = _ORDERED if _ORDERED in setting.densities else setting.checked
-    said, rows = ordering(frame, density)
-    parts.append(
-        f"Best at {100 * density:g} % by validation accuracy: "
-        f"{best_of(frame, density)}.\n\n"
-        f"### Is it IMP > magnitude after training > at initialisation > random?\n\n"
-        f"At {100 * density:g} %, differences of test accuracy paired over seeds. "
-        f"{said}"
-    )
-    parts += [table(rows)] if rows else []
+    density = _ordered(setting)
+    _, rows = ordering(frame, density)
+    if rows:
+        parts += [
+            f"### The expected order at {100 * density:g} %",
+            "Differences of test accuracy, paired over seeds.",
+            table(rows),
+        ]
     parts.append("### Cost of one ticket, its training included")
     parts.append(table(_costs(frame, setting)))
     parts += _alike(setting, frame, pairs, folder)
@@ -235,17 +272,21 @@ def _alike(
 ) -> list[str]:
     parts = []
     for density in sorted(setting.alike):
-        own = pairs[pairs.density == density] if len(pairs) else pairs
-        said = likeness(own, frame, density, setting.title) if len(own) else []
+        own = pairs[pairs.density == density]
+        said = likeness(own, frame, density)
         if not said:
             continue
         parts.append(f"### What the masks have in common at {100 * density:g} %")
-        parts.append(" ".join(said))
+        if density > min(setting.alike):  # that one is answered at the beginning
+            parts.append(prose(" ".join(said)))
         same = own[own.seed == own.other_seed]
         parts.append(
-            "Overlap beyond chance, mean over pairs of methods (± over seeds). Alike "
-            "by construction: magnitude-trained and magnitude-finetuned (equal masks), "
-            "early-bird (earlier in that training), rigl and set (one random start)."
+            prose(
+                "Overlap beyond chance, mean over pairs of methods (± over seeds). "
+                "Alike by construction: magnitude-trained and magnitude-finetuned "
+                "(equal masks), early-bird (earlier in that training), rigl and set "
+                "(one random start)."
+            )
         )
         parts.append(table(group_table(same)))
         if density == min(setting.alike):
@@ -320,7 +361,7 @@ def _full(setting: Setting, frame: pd.DataFrame) -> list[str]:
     return [
         f"## {setting.title}: {setting.steps:,} steps, the whole recipe",
         table(_accuracies(frame, setting)),
-        said,
+        prose(said),
         *([table(rows)] if rows else []),
     ]
 

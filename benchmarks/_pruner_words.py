@@ -144,16 +144,13 @@ def plain(values: Iterable[float]) -> str:
     return f"{mean:.2f}" if math.isnan(low) else f"{mean:.2f} ± {mean - low:.2f}"
 
 
-def likeness(
-    rows: pd.DataFrame, frame: pd.DataFrame, density: float, title: str
-) -> list[str]:
+def likeness(rows: pd.DataFrame, frame: pd.DataFrame, density: float) -> list[str]:
     """Say what masks of different methods have in common.
 
     Args:
         rows: Pairs of one task and density.
         frame: Accuracies of the task.
         density: Of the masks.
-        title: The task's title.
 
     Returns:
         Sentences.
@@ -166,7 +163,7 @@ def likeness(
     said += _across_seeds(rows)
     said += _nearest(pairs)
     said += _does_it_matter(pairs, frame[frame.density == density])
-    return [f"**{title}.** {said[0]}", *said[1:]]
+    return said
 
 
 def _in_common(informed: pd.DataFrame, density: float) -> str:
