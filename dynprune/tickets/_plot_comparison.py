@@ -182,9 +182,9 @@ def _bars(canvas: Any, panels: dict[str, Any]) -> None:
         )
         bar.ax.tick_params(labelsize=_NOTE)
         bar.outline.set_visible(False)
-    panels["layers"].images[0].colorbar.ax.xaxis.set_major_formatter(
-        lambda value, _: f"{value:g}"
-    )
+    axis = panels["layers"].images[0].colorbar.ax.xaxis
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _: "")
 
 
 def _bare(ax: Any) -> None:

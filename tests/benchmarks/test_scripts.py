@@ -3,11 +3,13 @@
 import dataclasses
 import gc
 import importlib
+import itertools
 import json
 import runpy
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from problems import dense_hessian
@@ -144,3 +146,158 @@ def test_exports_are_measured(benchmarks, tmp_path):
     assert removed["bytes ÷ dense"] < 0.7
     text = target.with_suffix(".md").read_text()
     assert all(f"## {table['title']}" in text for table in (goals, exports))
+
+
+@pytest.fixture
+def pruners(benchmarks, tmp_path):
+    """Call pruners_vs_imp on the digits; returns the rows of units.csv."""
+    script, results = benchmarks("pruners_vs_imp"), benchmarks("_pruner_results")
+
+    def call(*options, target=tmp_path / "found", work=tmp_path / "work"):
+        script.main([str(target), "--quick", "--work", str(work), *options])
+        return results.read_csv(target / "units.csv")
+
+    return call
+
+
+def test_pruners_write_rows_tables_and_figures(benchmarks, pruners, tmp_path):
+    methods = benchmarks("_pruner_methods").METHODS
+    options = ("--seeds", "1")
+    rows = pruners(*options)
+    found = {(row["method"], row["density"]) for row in rows}
+    assert found == {("dense", 1.0)} | {
+        (name, density) for name in methods if name != "dense" for density in (0.5, 0.2)
+    }
+    for row in rows:
+        assert row["kept"] == dp.pruning.kept_count(row["density"], row["prunable"])
+        assert row["gradients"] >= 6 * 24 / 24  # six passes are 24 steps
+        assert 0.0 <= row["test_accuracy"] <= 1.0
+    target = tmp_path / "found"
+    pairs = benchmarks("_pruner_results").read_csv(target / "similarity.csv")
+    count = len(methods) - 1
+    assert len(pairs) == count * (count - 1) // 2
+    same = {(row["method"], row["other"]): row["excess_overlap"] for row in pairs}
+    assert same["magnitude-trained", "magnitude-finetuned"] == 1.0
+    text = (target / "README.md").read_text()
+    assert "Every unit that was asked for is there." in text
+    assert all(f"`{name}`" in text for name in methods)
+    for figure in target.glob("*.svg"):
+        assert figure.stat().st_size < 100_000
+    assert len(list(target.glob("*.svg"))) == 2
+    # without the work folder, committed rows count as done; what is missing from them
+    # comes out the same, bit for bit
+    lines = (target / "units.csv").read_text().splitlines(keepends=True)
+    left = [line for line in lines if ",snip," not in line or ",0.2,0," not in line]
+    assert len(left) == len(lines) - 1
+    (target / "units.csv").write_text("".join(left))
+    again = pruners(*options, work=tmp_path / "other")
+    assert sorted(map(str, again)) == sorted(map(str, rows))
+    assert len(list((tmp_path / "other" / "units").iterdir())) == 1
+    assert len(benchmarks("_pruner_results").read_csv(target / "similarity.csv")) == (
+        len(pairs)
+    )
+
+
+def test_pruners_stop_in_time_and_go_on(pruners, benchmarks, tmp_path):
+    options = ("--seeds", "2", "--sanity", "--methods", "imp", "snip", "random")
+    assert pruners(*options, "--minutes", "0") == []
+    text = (tmp_path / "found" / "README.md").read_text()
+    assert "**Partial:** 8 units that were asked for are missing" in text
+    units = benchmarks("_pruner_units")
+    one, kept = units.work, []
+
+    def until_the_fourth(folder, unit):
+        if len(kept) == 3:
+            raise KeyboardInterrupt
+        kept.append(unit.name)
+        return one(folder, unit)
+
+    units.work = until_the_fourth
+    with pytest.raises(KeyboardInterrupt):
+        pruners(*options)
+    units.work = one
+    rows = pruners(*options)
+    assert len(kept) == 3
+    assert len(rows) == 12
+    checks = benchmarks("_pruner_results").read_csv(tmp_path / "found" / "sanity.csv")
+    ticket = {r["seed"]: r for r in checks if r["control"] == "ticket"}
+    assert len(checks) == 2 * 5 * 2
+    assert {row["drop"] for row in ticket.values()} == {0.0}
+    with pytest.raises(SystemExit, match="other settings"):
+        benchmarks("pruners_vs_imp").main([
+            str(tmp_path / "found"),
+            "--quick",
+            "--device",
+            "cuda",
+            "--methods",
+            "imp",
+        ])
+
+
+def test_pruners_on_a_residual_network_in_miniature(pruners):
+    names = ("dense", "imp", "magnitude-trained", "early-bird", "gem-miner", "rigl")
+    rows = pruners("--tasks", "cifar10", "--seeds", "1", "--methods", *names)
+    assert {row["method"] for row in rows} == set(names)
+    assert all("nothing found" not in row.get("note", "") for row in rows)
+
+
+def test_imp_levels_pass_through_the_densities(benchmarks):
+    levels = benchmarks("_pruner_settings").imp_densities((
+        0.5,
+        0.2,
+        0.1,
+        0.05,
+        0.03,
+        0.01,
+    ))
+    assert len(levels) == 21
+    assert {0.5, 0.2, 0.1, 0.05, 0.03, 0.01} <= set(levels)
+    factors = [b / a for a, b in itertools.pairwise(levels)]
+    assert min(factors) > 0.77
+    assert max(factors) < 0.81
+
+
+def test_the_order_of_methods_is_read_from_paired_differences(benchmarks):
+    words, rows = benchmarks("_pruner_words"), []
+    for seed in range(3):
+        for method, accuracy in (
+            ("imp", 0.97),
+            ("magnitude-trained", 0.95),
+            ("snip", 0.96),
+            ("random", 0.90 + 0.06 * seed),
+        ):
+            rows.append({
+                "method": method,
+                "density": 0.03,
+                "seed": seed,
+                "test_accuracy": accuracy + 0.01 * seed,  # shared: pairing removes it
+            })
+    said, table = words.ordering(pd.DataFrame(rows), 0.03)
+    verdicts = {row["expected"]: row["the expectation"] for row in table}
+    assert verdicts == {
+        "imp > magnitude-trained": "held",
+        "magnitude-trained > snip": "reversed",
+        "snip > random": "not decided",
+    }
+    assert "the whole order is not shown" in said
+    assert "Reversed: magnitude-trained > snip" in said
+    one = pd.DataFrame([row for row in rows if row["seed"] == 0])
+    assert "With one seed" in words.ordering(one, 0.03)[0]
+
+
+def test_shifted_images_are_the_images_shifted_and_flipped(benchmarks):
+    x = torch.arange(1.0, 2 * 3 * 6 * 6 + 1).view(2, 3, 6, 6)
+    batches = benchmarks("_pruner_settings").Shifted(x, torch.arange(2), 2)
+    padded = torch.nn.functional.pad(x, (4, 4, 4, 4))
+    with dp.core.isolated(0):
+        seen = [next(iter(batches)) for _ in range(20)]
+    flips = 0
+    for images, labels in seen:
+        for image, label in zip(images, labels, strict=True):
+            windows = padded[label].unfold(1, 6, 1).unfold(2, 6, 1)
+            plain = (windows.permute(1, 2, 0, 3, 4) == image).flatten(2).all(2).any()
+            turned = image.flip(-1)
+            flip = (windows.permute(1, 2, 0, 3, 4) == turned).flatten(2).all(2).any()
+            assert plain or flip
+            flips += int(flip)
+    assert 8 < flips < 32  # 40 draws of one half

@@ -1,0 +1,111 @@
+"""What masks have in common: pairs of methods, and one method on two seeds."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from _pruner_methods import DENSE, METHODS, Bench
+from _pruner_results import read_csv, write_csv
+from _pruner_settings import Setting
+from _pruner_units import say, ticket_path
+
+import dynprune as dp
+
+COLUMNS = (
+    "task",
+    "density",
+    "seed",
+    "other_seed",
+    "method",
+    "other",
+    "jaccard",
+    "jaccard_chance",
+    "overlap",
+    "overlap_chance",
+    "excess_overlap",
+    "z",
+    "input_correlation",
+)
+_KEYS = COLUMNS[:6]
+Row = dict[str, Any]
+Key = tuple[Any, ...]
+
+
+def similarities(
+    settings: Iterable[Setting], seeds: int, *, work: Path, folder: Path
+) -> list[Row]:
+    """Return every pair that is known or can be measured, and write them.
+
+    Pairs of one seed are of different methods; pairs of two seeds are of one method:
+    what two draws of the initial weights and of the data order leave in common.
+
+    Args:
+        settings: The comparisons.
+        seeds: Of each.
+        work: Where the tickets lie.
+        folder: Where ``similarity.csv`` lies; its pairs stay where tickets are gone.
+
+    Returns:
+        One row per pair.
+    """
+    path = folder / "similarity.csv"
+    known = {tuple(row[key] for key in _KEYS): row for row in read_csv(path)}
+    for setting in settings:
+        for density in setting.alike:
+            known |= _measured(setting, density, seeds, work, known)
+    rows = [known[key] for key in sorted(known)]
+    if rows:
+        write_csv(path, COLUMNS, rows)
+    return rows
+
+
+def _measured(
+    setting: Setting,
+    density: float,
+    seeds: int,
+    work: Path,
+    known: Mapping[Key, Row],
+) -> dict[Key, Row]:
+    head, found, everything = (setting.task, density), {}, {}
+    for seed in range(seeds):
+        bench = Bench(setting, seed, work)
+        paths = {
+            name: ticket_path(work, bench, name, density)
+            for name in METHODS
+            if name != DENSE
+        }
+        everything[seed] = {name: path for name, path in paths.items() if path.exists()}
+    for seed, paths in everything.items():
+        pairs = itertools.combinations(paths, 2)
+        if all((*head, seed, seed, a, b) in known for a, b in pairs):
+            continue
+        say(f"masks of {setting.task}, density {density}, seed {seed}")
+        found |= {
+            (*head, seed, seed, a, b): row for (a, b), row in _compared(paths).items()
+        }
+    for one, other in itertools.combinations(everything, 2):
+        for name in everything[one].keys() & everything[other].keys():
+            key = (*head, one, other, name, name)
+            if key not in known:
+                two = {"a": everything[one][name], "b": everything[other][name]}
+                found[key] = _compared(two)["a", "b"]
+    return {key: dict(zip(_KEYS, key, strict=True)) | row for key, row in found.items()}
+
+
+def _compared(paths: Mapping[str, Path]) -> dict[tuple[str, str], Row]:
+    tickets = {name: dp.Ticket.load(path) for name, path in paths.items()}
+    frame = dp.tickets.compare(tickets, shuffles=0).to_frame()
+    first = next(iter(tickets.values())).mask_items[0][0]
+    found: dict[tuple[str, str], Row] = {}
+    for row in frame[frame.other != ""].itertuples():
+        own = found.setdefault((row.ticket, row.other), {})
+        if row.layer == "all" and row.measure == "jaccard":
+            own |= {"jaccard": row.value, "jaccard_chance": row.null_mean}
+        elif row.layer == "all" and row.measure == "overlap_coefficient":
+            own |= {"overlap": row.value, "overlap_chance": row.null_mean}
+        elif row.layer == "all" and row.measure == "excess_overlap":
+            own |= {"excess_overlap": row.value, "z": row.z}
+        elif row.layer == first and row.measure == "input_correlation":
+            own["input_correlation"] = row.value
+    return found

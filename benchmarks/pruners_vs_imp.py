@@ -1,0 +1,97 @@
+"""Compare pruners with IMP: accuracy, cost, and what their masks have in common.
+
+    DYNPRUNE_DATA=../shared/data python benchmarks/pruners_vs_imp.py \
+        benchmarks/results/pruners_vs_imp --tasks mnist fashion-mnist mnist-conv \
+        --jobs 2 --minutes 60
+    python benchmarks/pruners_vs_imp.py folder --quick
+
+Every method of every group finds tickets of the same networks (three seeds) at the same
+densities, and all tickets are trained by one recipe. What a unit (task, method, seed)
+found lies in the work folder, so that a run may be killed and called again; rows that
+the results folder already holds count as done. ``--minutes`` is the time after which no
+unit starts (0 writes the report of what is there), and partial tables say what is
+missing. ``--full`` adds the recipe of the source, 50,000 steps, at 3 % for six methods;
+``--sanity`` the sanity checks. ``--tasks cifar10 --device cuda`` compares on ResNet-20.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from _pruner_methods import METHODS
+from _pruner_report import write_report
+from _pruner_results import Results
+from _pruner_settings import SETTINGS, Setting, full, quick
+from _pruner_units import FULL, Unit, is_done, kept_rows, plan, run_units, say
+
+_WORK = Path("dynprune-benchmarks/pruners_vs_imp")
+
+
+def settings_of(given: argparse.Namespace) -> list[Setting]:
+    """Return the comparisons that were asked for."""
+    found = [replace(SETTINGS[task], device=given.device) for task in given.tasks]
+    return [quick(one) for one in found] if given.quick else found
+
+
+def units_of(given: argparse.Namespace) -> list[Unit]:
+    """Return all units that were asked for, in order."""
+    settings = settings_of(given)
+    units = plan(settings, given.seeds, methods=given.methods, sanity=given.sanity)
+    if given.full:
+        names = [name for name in FULL if name in given.methods]
+        long = [full(one) for one in settings if one.adam]
+        units += plan(long, given.seeds, methods=names, sanity=False)
+    return units
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("target", type=Path, help="folder of the tables")
+    parser.add_argument("--tasks", nargs="+", choices=SETTINGS, default=["mnist"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sanity", action="store_true", help="and sanity checks")
+    parser.add_argument("--full", action="store_true", help="and 50,000 steps at 3 %%")
+    parser.add_argument("--jobs", type=int, default=1, help="worker processes")
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--work", type=Path, default=_WORK, help="folder of tickets")
+    parser.add_argument("--quick", action="store_true", help="digits, seconds")
+    given = parser.parse_args(arguments)
+    if torch.device(given.device).type != "cpu" and given.jobs != 1:
+        parser.error("a device is used by one process: leave out --jobs")
+    return given
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compute what is missing, and write the tables of all that is there."""
+    given = parsed(arguments)
+    until = time.monotonic() + 60.0 * given.minutes
+    units = units_of(given)
+    results = Results.read(given.target)
+    for unit in units:
+        results.add(unit, kept_rows(given.work, unit))
+    missing = [unit for unit in units if not is_done(unit, results.rows_of(unit))]
+
+    def after(unit: Unit, seconds: float) -> None:
+        results.add(unit, kept_rows(given.work, unit), seconds=seconds)
+        results.write()
+        left = sum(not is_done(one, results.rows_of(one)) for one in units)
+        say(f"{unit.name} in {seconds:.0f} s; {left} units to go")
+
+    run_units(missing, given.work, jobs=given.jobs, until=until, after=after)
+    say("similarity and tables")
+    words = [str(word) for word in (arguments or sys.argv[1:])]
+    if "--minutes" in words:  # when it stopped is no part of what it found
+        place = words.index("--minutes")
+        words = words[:place] + words[place + 2 :]
+    command = " ".join(["python", "benchmarks/pruners_vs_imp.py", *words])
+    write_report(results, units, work=given.work, command=command)
+
+
+if __name__ == "__main__":
+    main()
