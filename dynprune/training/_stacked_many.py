@@ -1,7 +1,7 @@
 """Many small networks trained at once."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import BrokenExecutor
 from pickle import PicklingError  # noqa: TID251 - only to catch what loky raises
 from typing import Any, Literal
@@ -16,8 +16,14 @@ from dynprune.core import (
     process_pool,
     track,
     unknown,
+    whole,
 )
 from dynprune.system import GradientSystem
+from dynprune.training._arguments import (
+    check_fits,
+    positive_or_none,
+    whole_or_none,
+)
 from dynprune.training._recipe import Recipe, Trainer
 from dynprune.training._results import Run
 from dynprune.training._stacked_probe import check_stackable, choose
@@ -63,7 +69,8 @@ def train_many(
         systems: Where to start from; in a stack they may differ in state, buffers and
             masks only, as those that ``with_ticket`` gives.
         train: A :class:`Recipe`; other trainers cannot be stacked.
-        seeds: Of data order and dropout: one for each system, or one for all.
+        seeds: Of data order and dropout: one for each system, or one for all; integers
+            of Python, NumPy or torch.
         start_step: Where data order and schedule begin.
         stop_step: Stop before this step; the end by default.
         record: Steps between snapshots; None for no trajectories.
@@ -101,7 +108,13 @@ def train_many(
         [[1.0, 0.0], [1.0, 0.0]]
     """  # noqa: DOC502 - unknown() makes one, and the parts raise the others
     own = _own_seeds(systems, seeds)
-    _check(systems, how, stack, jobs)
+    _check(systems, how)
+    start_step = whole(start_step, name="start_step")
+    stop_step = whole_or_none("stop_step", stop_step)
+    record = positive_or_none("record", record)
+    stack, jobs = positive_or_none("stack", stack), positive_or_none("jobs", jobs)
+    if isinstance(train, Recipe):
+        check_fits(train.steps, start_step, stop_step)
     size, workers = stack or len(systems), jobs or _cores()
     chosen: How
     speedup, reason = float("nan"), "asked for"
@@ -222,10 +235,9 @@ def _share(
     return [alone(system, seed) for system, seed in zip(systems, seeds, strict=True)]
 
 
-def _own_seeds(
-    systems: Sequence[GradientSystem], seeds: int | Sequence[int]
-) -> tuple[int, ...]:
-    own = (seeds,) * len(systems) if isinstance(seeds, int) else tuple(seeds)
+def _own_seeds(systems: Sequence[GradientSystem], seeds: Any) -> tuple[int, ...]:
+    many = isinstance(seeds, Iterable) and getattr(seeds, "ndim", 1) > 0
+    own = tuple(seeds) if many else (seeds,) * len(systems)
     if not systems or len(own) != len(systems):
         raise InvalidInputError(
             f"{len(systems)} systems and {len(own)} seeds were given. Pass at least "
@@ -233,17 +245,12 @@ def _own_seeds(
         )
     for system in systems:
         system.check_one_process("Training")
-    return own
+    return tuple(whole(seed, name="seed") for seed in own)
 
 
-def _check(
-    systems: Sequence[GradientSystem], how: str, stack: int | None, jobs: int | None
-) -> None:
+def _check(systems: Sequence[GradientSystem], how: str) -> None:
     if how not in _HOWS:
         raise unknown("how", how, _HOWS)
-    for name, value in (("stack", stack), ("jobs", jobs)):
-        if value is not None and value < 1:
-            raise InvalidInputError(f"{name} is {value}. Pass at least 1, or None.")
     device = systems[0].device
     if how == "processes" and device.type != "cpu":
         raise InvalidInputError(
