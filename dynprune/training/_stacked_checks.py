@@ -11,6 +11,7 @@ from dynprune.core import InvalidInputError, isolated, seeded_generators
 from dynprune.system import GradientSystem, is_resident, read
 from dynprune.training._mover import Mover
 from dynprune.training._recipe import Recipe
+from dynprune.training._stacked_alike import difference
 from dynprune.training._stacked_mover import StackedMover
 
 _CHECKED = 8  # examples
@@ -32,6 +33,7 @@ def check_alike(systems: Sequence[GradientSystem], recipe: Recipe) -> None:
             continue
         found = _traits(system)
         differ = [name for name in first if first[name] != found[name]]
+        differ += _unlike(system, systems[0])
         if recipe.data is None and not _same_data(system.data, systems[0].data):
             differ.append("data")
         if differ:
@@ -202,23 +204,27 @@ def _traits(system: GradientSystem) -> dict[str, object]:
     parameters = dict(system.module.named_parameters())
     buffers = dict(system.module.named_buffers())
     return {
-        "architecture": (type(system.module), repr(system.module)),
         "trained parameters": system.names,
         "parameters": {n: (p.shape, p.dtype) for n, p in parameters.items()},
         "buffers": {n: (p.shape, p.dtype) for n, p in buffers.items()},
         "dtype": system.dtype,
         "device": system.device,
-        "loss": (_identity(system.loss_fn), _identity(system.batch_loss)),
-        "batch weight": _identity(system.batch_weight),
         "l2": system.l2,
     }
 
 
-def _identity(part: Any) -> object:
-    # two losses of one class and one description, as nn.CrossEntropyLoss(), are alike
-    if isinstance(part, torch.nn.Module):
-        return type(part), repr(part)
-    return id(part)
+def _unlike(one: GradientSystem, other: GradientSystem) -> list[str]:
+    paths = {
+        "architecture": difference(one.module, other.module, stacked=True),
+        "loss": difference(one.loss_fn, other.loss_fn, stacked=False),
+        "batch loss": difference(one.batch_loss, other.batch_loss, stacked=False),
+        "batch weight": difference(one.batch_weight, other.batch_weight, stacked=False),
+    }
+    return [
+        f"{name} ({path})" if path else name
+        for name, path in paths.items()
+        if path is not None
+    ]
 
 
 def _differs(run: int, what: str, by: float) -> InvalidInputError:

@@ -131,3 +131,154 @@ def test_a_hook_on_all_optimisers_is_refused(starts: list[GradientSystem]) -> No
             )
     finally:
         hook.remove()
+
+
+# -- what no description shows --------------------------------------------------------
+
+
+class Clamped(nn.Module):
+    """Clamp at a bound that few inputs reach and no description shows."""
+
+    def __init__(self, bound: Any) -> None:
+        nn.Module.__init__(self)
+        self.map = nn.Linear(3, 1, bias=False)
+        self.bound = bound
+
+    def forward(self, x: Tensor) -> Tensor:
+        bound = self.bound["value"] if isinstance(self.bound, dict) else self.bound
+        return self.map(x.clamp(-bound, bound))
+
+
+class Settings:
+    """A configuration, as model libraries have it."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+
+class Configured(nn.Module):
+    def __init__(self, kind: str) -> None:
+        nn.Module.__init__(self)
+        self.map = nn.Linear(3, 1, bias=False)
+        self.config = Settings(kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # alike on the few small examples that a check may look at
+        return self.map(x if self.config.kind == "plain" else x.clamp(-0.9, 0.9))
+
+
+def scaling(factor: float) -> nn.Module:
+    net = Clamped(1.0)
+
+    def scale(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return factor * output
+
+    net.register_forward_hook(scale)
+    return net
+
+
+class Applied(nn.Module):
+    def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
+        nn.Module.__init__(self)
+        self.map = nn.Linear(3, 1, bias=False)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.map(self.act(x))
+
+
+def rectified(slope: float) -> nn.Module:
+    return Applied(lambda x: torch.where(x.abs() < 0.9, x, slope * x))
+
+
+NETS: dict[str, tuple[Callable[[Any], nn.Module], Any, Any, str]] = {
+    "number": (Clamped, 1.0, 1.5, "bound"),
+    "type": (Clamped, 1, 1.0, "bound"),
+    "tensor": (Clamped, torch.tensor(1.0), torch.tensor(1.5), "bound"),
+    "dictionary": (Clamped, {"value": 1.0}, {"value": 1.5}, r"bound.\['value'\]"),
+    "configuration": (Configured, "plain", "clamped", r"config\.kind"),
+    "hook": (scaling, 1.0, 1.5, "_forward_hooks"),
+    "function": (rectified, 1.0, 1.5, "act"),
+}
+
+
+def small_then_large() -> Data:
+    """Return data whose first eight examples every network here treats alike."""
+    source = generator(1)
+    x = torch.randn(22, 3, generator=source, dtype=torch.float64)
+    x[:8] = x[:8].clamp(-0.5, 0.5)
+    return x, torch.randn(22, 1, generator=source, dtype=torch.float64)
+
+
+def of_nets(*nets: nn.Module) -> list[GradientSystem]:
+    held = small_then_large()
+    for net in nets:
+        with torch.no_grad():
+            for part in net.parameters():
+                part.copy_(torch.linspace(-1.0, 1.0, part.numel()).view(part.shape))
+    return [GradientSystem(net.double(), nn.functional.mse_loss, held) for net in nets]
+
+
+@pytest.mark.parametrize("name", list(NETS))
+def test_networks_that_differ_in_an_attribute_are_not_one(name: str) -> None:
+    make, first, second, path = NETS[name]
+    recipe = Recipe(lambda p: optim.SGD(p, lr=0.1), steps=5, batch_size=8)
+    message = rf"number 1 and number 0 in architecture \(.*{path}"
+    alone_is_right(of_nets(make(first), make(second)), recipe, message)
+    same = of_nets(make(first), make(first))
+    assert train_many(same, recipe, how="stacked").how == "stacked"
+
+
+def test_networks_with_other_submodules_are_not_one() -> None:
+    recipe = Recipe(lambda p: optim.SGD(p, lr=0.1), steps=1)
+    one = nn.Sequential(nn.Linear(3, 1, bias=False), nn.Identity())
+    for other in (
+        nn.Sequential(nn.Linear(3, 1, bias=False), nn.Hardtanh()),
+        nn.Sequential(nn.Linear(3, 1, bias=False), nn.Hardtanh(-2.0)),
+        nn.Sequential(nn.Linear(3, 1, bias=False)),
+    ):
+        with pytest.raises(InvalidInputError, match="number 0 in architecture"):
+            train_many(of_nets(one, other), recipe, how="stacked")
+
+
+def bounded(delta: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda out, target: nn.functional.huber_loss(out, target, delta=delta)
+
+
+@pytest.mark.parametrize(
+    ("make", "first", "second"),
+    [
+        (lambda delta: nn.HuberLoss(delta=delta), 1.0, 5.0),
+        (bounded, 1.0, 5.0),
+        (
+            lambda delta: functools.partial(nn.functional.huber_loss, delta=delta),
+            1.0,
+            5.0,
+        ),
+    ],
+    ids=["module", "closure", "partial"],
+)
+def test_losses_that_differ_are_not_one(make: Any, first: Any, second: Any) -> None:
+    x, y = small_then_large()
+    y[8:] += 3.0
+    net = nn.Linear(3, 1).double()
+    recipe = Recipe(lambda p: optim.SGD(p, lr=0.1), steps=5, batch_size=8)
+    starts = [GradientSystem(net, make(part), (x, y)) for part in (first, second)]
+    alone_is_right(starts, recipe, "number 1 and number 0 in loss")
+    same = [GradientSystem(net, make(first), (x, y)) for _ in range(2)]
+    assert train_many(same, recipe, how="stacked").how == "stacked"
+
+
+def test_weights_of_classes_belong_to_the_loss() -> None:
+    x = torch.randn(22, 3, generator=generator(1))
+    y = torch.arange(22) % 3
+    net = nn.Linear(3, 3)
+    weights = torch.ones(3), torch.tensor([1.0, 2.0, 3.0])
+
+    def loss(weight: Tensor) -> Any:
+        inner = nn.CrossEntropyLoss(weight=weight, reduction="sum")
+        return lambda out, target: inner(out, target) / len(target)
+
+    recipe = Recipe(lambda p: optim.SGD(p, lr=0.1), steps=2, batch_size=8)
+    starts = [GradientSystem(net, loss(weight), (x, y)) for weight in weights]
+    alone_is_right(starts, recipe, r"number 0 in loss \(.*weight")
