@@ -83,10 +83,8 @@ class _Comparison:
         if mine is None or theirs is None:
             return path
         start = f"{path}." if path else ""
-        if list(mine) != list(theirs):
-            odd = [name for name in mine if name not in theirs]
-            odd += [name for name in theirs if name not in mine]
-            return f"{start}{odd[0]}" if odd else path
+        if mine.keys() != theirs.keys():
+            return start + min(mine.keys() ^ theirs.keys())
         for name, part in mine.items():
             found = self.of(part, theirs[name], f"{start}{name}")
             if found is not None:
@@ -136,7 +134,8 @@ def _parts(a: Any) -> dict[str, Any] | None:
         return {"target": a()}
     held = _attributes(a)
     if isinstance(a, Mapping):
-        return {f"[{key!r}]": part for key, part in a.items()} | (held or {})
+        named = {f"[{key!r}]": part for key, part in a.items()}
+        return named | {"order": list(named)} | (held or {})
     if isinstance(a, list | tuple):
         return {str(place): part for place, part in enumerate(a)} | (held or {})
     return {} if type(a) is object else held
@@ -147,6 +146,7 @@ def _of_module(module: nn.Module) -> Iterator[tuple[str, Any]]:
         if name == "training" or "state_dict" in name:
             continue  # the mode is the recipe's
         if name == "_modules":
+            yield "order", list(part)
             yield from part.items()
         elif name.endswith(_HOOKS):
             yield name, list(part.values())  # keys count all hooks that were ever made

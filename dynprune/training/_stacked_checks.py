@@ -66,15 +66,19 @@ def check_seeds(
         )
 
 
-def check_agrees(systems: Sequence[GradientSystem], recipe: Recipe) -> bool:
+def check_agrees(
+    systems: Sequence[GradientSystem], recipe: Recipe, *, stack: int
+) -> bool:
     """Check one stacked gradient of every run against the one it has alone.
 
-    Buffers are compared after it, too. A network that is random in train mode
-    (dropout) is compared in eval mode, and in train mode only tried.
+    The stacks are those that training makes, one after the other. Buffers are compared
+    after it, too. A network that is random in train mode (dropout) is compared in eval
+    mode, and in train mode only tried.
 
     Args:
         systems: Alike, see :func:`check_alike`.
         recipe: How they train.
+        stack: Largest number of networks in one stack.
 
     Returns:
         Whether the network is random in the recipe's mode.
@@ -89,30 +93,39 @@ def check_agrees(systems: Sequence[GradientSystem], recipe: Recipe) -> bool:
     batch = _first_batch(systems[0], recipe)
     training = recipe.mode == "train"
     moves_randomly = training and _is_random(systems[0], recipe, batch)
-    _compare(systems, recipe, batch, training=training and not moves_randomly)
+    calm = training and not moves_randomly
+    for first in range(0, len(systems), stack):
+        part = systems[first : first + stack]
+        _compare(part, recipe, batch, first=first, training=calm)
     if moves_randomly:
-        mover = _mover(systems, recipe, training=True)
+        mover = _mover(systems[:stack], recipe, training=True)
         with isolated(0):
             _attempt(mover, batch)
     return moves_randomly
 
 
 def _compare(
-    systems: Sequence[GradientSystem], recipe: Recipe, batch: Any, *, training: bool
+    systems: Sequence[GradientSystem],
+    recipe: Recipe,
+    batch: Any,
+    *,
+    first: int,
+    training: bool,
 ) -> None:
     stack = _mover(systems, recipe, training=training)
     losses = _attempt(stack, batch)
-    for run, system in enumerate(systems):
+    for place, system in enumerate(systems):
+        run = first + place
         one = Mover(system, recipe.optimizer, schedule=None, training=training, step=0)
-        pairs = {"loss": (losses[run], one.gradient(batch))}
+        pairs = {"loss": (losses[place], one.gradient(batch))}
         for name, mine, own in zip(
             system.names, stack.parameters, one.parameters, strict=True
         ):
             if (mine.grad is None) != (own.grad is None):
                 raise _differs(run, f"gradient of {name}", math.inf)
             if mine.grad is not None and own.grad is not None:
-                pairs[f"gradient of {name}"] = (mine.grad[run], own.grad)
-        after = stack.buffers(run)
+                pairs[f"gradient of {name}"] = (mine.grad[place], own.grad)
+        after = stack.buffers(place)
         pairs |= {f"buffer {n}": (after[n], part) for n, part in one.buffers().items()}
         _check_pairs(run, pairs, system.dtype)
 

@@ -126,7 +126,7 @@ def train_many(
     else:
         chosen = how
         if how == "stacked":
-            check_stackable(systems, train, seeds=own)
+            check_stackable(systems, train, seeds=own, stack=size)
     settings = {"start_step": start_step, "stop_step": stop_step, "record": record}
     if chosen == "stacked":
         assert isinstance(train, Recipe)

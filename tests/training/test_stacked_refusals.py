@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynprune.core import InvalidInputError, generator
 from dynprune.system import GradientSystem
@@ -282,3 +283,35 @@ def test_weights_of_classes_belong_to_the_loss() -> None:
     recipe = Recipe(lambda p: optim.SGD(p, lr=0.1), steps=2, batch_size=8)
     starts = [GradientSystem(net, loss(weight), (x, y)) for weight in weights]
     alone_is_right(starts, recipe, r"number 0 in loss \(.*weight")
+
+
+# -- memory ---------------------------------------------------------------------------
+
+
+class Largest(TorchDispatchMode):
+    """Note how many numbers the largest tensor of any operation holds."""
+
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)
+        self.seen = 0
+
+    def __torch_dispatch__(
+        self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for part in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(part, Tensor):
+                self.seen = max(self.seen, part.numel())
+        return found
+
+
+@pytest.mark.parametrize("how", ["stacked", "auto"])
+@pytest.mark.parametrize("noise", [0.0, 0.5], ids=["calm", "dropout"])
+def test_no_stack_is_larger_than_asked(how: Any, noise: float) -> None:
+    net = nn.Sequential(nn.Linear(30, 40), nn.Dropout(noise), nn.Linear(40, 1))
+    x, y = torch.ones(4, 30), torch.ones(4, 1)
+    system = GradientSystem(net, nn.functional.mse_loss, (x, y))
+    recipe = Recipe(lambda p: optim.SGD(p, lr=0.1), steps=1, batch_size=4)
+    with Largest() as held:
+        train_many([system] * 6, recipe, how=how, stack=2, jobs=1)
+    assert 1200 <= held.seen <= 2 * system.size
