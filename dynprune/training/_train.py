@@ -120,8 +120,9 @@ def train(
             batch, and carries the run so far.
 
     Cost:
-        ``(stop_step - start_step) * batch_size / N`` gradients; the state, its
-        gradient and the optimiser's state, plus P numbers for each snapshot.
+        ``(stop_step - start_step) * batch_size / N`` gradients, N the examples of the
+        system's own data whatever ``data`` is; the state, its gradient and the
+        optimiser's state, plus P numbers for each snapshot.
 
     Example:
         >>> x, y = torch.eye(2), torch.tensor([[1.0], [0.0]])

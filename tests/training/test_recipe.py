@@ -1,5 +1,6 @@
 """What a recipe and many runs check at the door, and what numbers they take."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynprune.core import InvalidInputError
+from dynprune.core import Cost, InvalidInputError
 from dynprune.system import GradientSystem
-from dynprune.training import Recipe, Run, train, train_many
+from dynprune.training import Recipe, Run, _stacked_many, train, train_many
 
 optim = torch.optim
 HOWS = ("auto", "stacked", "processes", "serial")
@@ -123,3 +124,39 @@ def test_hyperparameters_are_recorded_as_numbers(linear: GradientSystem) -> None
     rate = np.float32(0.5)
     made = train(linear, lambda p: optim.SGD(p, lr=rate), steps=1).provenance
     assert dict(made.settings)["hyperparameters"][0]["lr"] == 0.5
+
+
+# -- what is counted, what is drawn ---------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["one", "stacked", "serial"])
+def test_a_gradient_is_a_pass_over_the_systems_own_examples(
+    linear: GradientSystem, data: tuple[Tensor, Tensor], how: Any
+) -> None:
+    # five steps of 4 examples are 20 / 22 of a pass over its own 22, whatever is read
+    other = tuple(torch.cat([part, part]) for part in data)
+    recipe = Recipe(sgd, steps=5, batch_size=4, data=other)
+    if how == "one":
+        costs = [recipe(linear).cost]
+    else:
+        costs = [run.cost for run in train_many([linear] * 2, recipe, how=how)]
+    assert all(cost == Cost(gradients=20 / 22, steps=5) for cost in costs)
+
+
+@pytest.mark.parametrize("how", ["stacked", "processes", "serial"])
+def test_progress_draws_a_bar_whatever_the_way(
+    linear: GradientSystem,
+    how: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        _stacked_many, "process_pool", lambda _: ThreadPoolExecutor(max_workers=1)
+    )
+    recipe = Recipe(sgd, steps=5, batch_size=4)
+    for show in (False, True):
+        train_many([linear] * 3, recipe, how=how, jobs=2, progress=show)
+        drawn = capsys.readouterr().err
+        assert ("training.train_many" in drawn) == show
+    total = {"stacked": 5, "processes": 2, "serial": 3}[how]
+    assert f"/{total} " in drawn
