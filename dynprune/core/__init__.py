@@ -28,6 +28,7 @@ from dynprune.core.processes import process_pool
 from dynprune.core.progress import track
 from dynprune.core.provenance import Provenance
 from dynprune.core.rows import Rows
+from dynprune.core.scalars import plain_numbers, whole
 from dynprune.core.seeds import derive_seed, generator, isolated, seeded_generators
 from dynprune.core.shapes import Basis, Snapshots, Square, Values, Vector
 
@@ -59,10 +60,12 @@ __all__ = [
     "load_tensors",
     "mean_interval",
     "part_of",
+    "plain_numbers",
     "process_pool",
     "save_tensors",
     "seeded_generators",
     "track",
     "unknown",
+    "whole",
     "write_atomic",
 ]

@@ -10,9 +10,10 @@ class Cost:
     """Count passes over the data set, in units of one full pass.
 
     One *gradient* is a forward and a backward pass over all N examples of the
-    system; a mini-batch step over B examples counts B/N. One *HVP* is a
-    Hessian-vector product over all N examples, one *forward* a pass without
-    derivatives.
+    system; a mini-batch step over B examples counts B/N. N is that of the system's own
+    data even where other data are read (training on ``data=``), so that the costs of
+    all that is done with one system add up in one unit. One *HVP* is a Hessian-vector
+    product over all N examples, one *forward* a pass without derivatives.
 
     Args:
         gradients: Gradient passes, in full-data gradients.

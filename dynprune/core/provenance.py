@@ -6,6 +6,7 @@ from typing import Any, final
 import torch
 
 from dynprune._version import __version__
+from dynprune.core.scalars import plain_numbers
 
 
 @final
@@ -19,7 +20,8 @@ class Provenance:
         dtype: The dtype of the state.
         device: The device of the state.
         examples: Number of examples N it read.
-        settings: Every knob that changes the result, JSON-serialisable.
+        settings: Every knob that changes the result, JSON-serialisable; numbers of
+            NumPy and torch become plain ones, arrays lists.
         sources: Keys of :mod:`dynprune.core.citations`.
         dynprune_version: Filled in.
         torch_version: Filled in.
@@ -34,6 +36,11 @@ class Provenance:
     sources: tuple[str, ...] = ()
     dynprune_version: str = __version__
     torch_version: str = torch.__version__
+
+    def __post_init__(self) -> None:
+        """Make every number a plain one, which JSON can hold."""
+        for name in ("seed", "examples", "settings"):
+            object.__setattr__(self, name, plain_numbers(getattr(self, name)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-serialisable values."""

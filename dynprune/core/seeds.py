@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from dynprune.core.scalars import plain_numbers, whole
+
 
 def generator(seed: int) -> torch.Generator:
     """Return a CPU generator that starts at ``seed``.
@@ -18,15 +20,19 @@ def generator(seed: int) -> torch.Generator:
 
     Returns:
         A fresh CPU generator; the global one is not touched.
-    """
-    return torch.Generator().manual_seed(seed % 2**63)
+
+    Raises:
+        InvalidInputError: If ``seed`` is no integer.
+    """  # noqa: DOC502 - raised by whole
+    return torch.Generator().manual_seed(whole(seed, name="seed") % 2**63)
 
 
 def derive_seed(*parts: object) -> int:
     """Hash a tuple of plain values to a seed in [0, 2**63).
 
     The seed is the first 8 bytes of SHA-256 of the ``repr`` of the parts, modulo
-    2**63; it is the same on every machine and in every process.
+    2**63; it is the same on every machine and in every process. A number of NumPy or
+    torch stands for the plain one that it equals: ``np.int64(1)`` is 1 here, too.
 
     Args:
         *parts: Strings, numbers or tuples of them.
@@ -38,7 +44,7 @@ def derive_seed(*parts: object) -> int:
         >>> derive_seed("digits", 0) == derive_seed("digits", 0)
         True
     """
-    digest = hashlib.sha256(repr(parts).encode()).digest()
+    digest = hashlib.sha256(repr(plain_numbers(parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") % 2**63
 
 
@@ -55,7 +61,11 @@ def isolated(seed: int) -> Iterator[None]:
 
     Yields:
         Nothing.
-    """
+
+    Raises:
+        InvalidInputError: If ``seed`` is no integer.
+    """  # noqa: DOC502 - raised by whole
+    seed = whole(seed, name="seed")
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002 - saved to be restored
     devices = (
@@ -95,7 +105,7 @@ def seeded_generators(data: object, seed: int) -> Iterator[None]:
     states = [source.get_state() for source in sources]
     try:
         for source in sources:
-            source.manual_seed(seed)
+            source.manual_seed(whole(seed, name="seed"))
         yield
     finally:
         for source, state in zip(sources, states, strict=True):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, plain_numbers
 from dynprune.system import GradientSystem
 
 OptimizerFactory = Callable[[list[Tensor]], Optimizer]
@@ -312,10 +312,9 @@ def plain(value: Any) -> Any:
     Returns:
         Numbers, strings, lists and dictionaries of them.
     """
+    value = plain_numbers(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Tensor):
-        return value.tolist()
     if isinstance(value, dict):
         return {
             str(key): plain(part)

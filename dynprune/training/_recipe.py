@@ -3,8 +3,9 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, Protocol, final
 
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, whole
 from dynprune.system import GradientSystem, is_resident
+from dynprune.training._arguments import check_mode
 from dynprune.training._mover import OptimizerFactory, Schedule
 from dynprune.training._results import Run
 from dynprune.training._train import Move, train
@@ -51,7 +52,8 @@ class Recipe:
         data: What to train on if not the system's data.
 
     Raises:
-        InvalidInputError: If ``steps`` is negative.
+        InvalidInputError: If ``steps`` is negative or no integer, ``batch_size`` not
+            positive, or there is no such mode.
 
     Example:
         >>> import torch
@@ -72,11 +74,17 @@ class Recipe:
     data: Any = None
 
     def __post_init__(self) -> None:
-        """Check the number of steps.
+        """Check the numbers and the mode.
 
         Raises:
-            InvalidInputError: If it is negative.
+            InvalidInputError: If one of them is not what it should be.
         """
+        size = whole(self.batch_size, name="batch_size")
+        if size < 1:
+            raise InvalidInputError(f"batch_size is {size}. Pass at least 1.")
+        object.__setattr__(self, "batch_size", size)
+        object.__setattr__(self, "steps", whole(self.steps, name="steps"))
+        check_mode(self.mode)
         if self.steps < 0:
             raise InvalidInputError(f"{self.steps} steps were asked. Pass 0 or more.")
 

@@ -11,6 +11,7 @@ from dynprune.core import InvalidInputError, isolated, seeded_generators
 from dynprune.system import GradientSystem, is_resident, read
 from dynprune.training._mover import Mover
 from dynprune.training._recipe import Recipe
+from dynprune.training._stacked_alike import difference
 from dynprune.training._stacked_mover import StackedMover
 
 _CHECKED = 8  # examples
@@ -32,6 +33,7 @@ def check_alike(systems: Sequence[GradientSystem], recipe: Recipe) -> None:
             continue
         found = _traits(system)
         differ = [name for name in first if first[name] != found[name]]
+        differ += _unlike(system, systems[0])
         if recipe.data is None and not _same_data(system.data, systems[0].data):
             differ.append("data")
         if differ:
@@ -64,15 +66,19 @@ def check_seeds(
         )
 
 
-def check_agrees(systems: Sequence[GradientSystem], recipe: Recipe) -> bool:
+def check_agrees(
+    systems: Sequence[GradientSystem], recipe: Recipe, *, stack: int
+) -> bool:
     """Check one stacked gradient of every run against the one it has alone.
 
-    Buffers are compared after it, too. A network that is random in train mode
-    (dropout) is compared in eval mode, and in train mode only tried.
+    The stacks are those that training makes, one after the other. Buffers are compared
+    after it, too. A network that is random in train mode (dropout) is compared in eval
+    mode, and in train mode only tried.
 
     Args:
         systems: Alike, see :func:`check_alike`.
         recipe: How they train.
+        stack: Largest number of networks in one stack.
 
     Returns:
         Whether the network is random in the recipe's mode.
@@ -87,30 +93,39 @@ def check_agrees(systems: Sequence[GradientSystem], recipe: Recipe) -> bool:
     batch = _first_batch(systems[0], recipe)
     training = recipe.mode == "train"
     moves_randomly = training and _is_random(systems[0], recipe, batch)
-    _compare(systems, recipe, batch, training=training and not moves_randomly)
+    calm = training and not moves_randomly
+    for first in range(0, len(systems), stack):
+        part = systems[first : first + stack]
+        _compare(part, recipe, batch, first=first, training=calm)
     if moves_randomly:
-        mover = _mover(systems, recipe, training=True)
+        mover = _mover(systems[:stack], recipe, training=True)
         with isolated(0):
             _attempt(mover, batch)
     return moves_randomly
 
 
 def _compare(
-    systems: Sequence[GradientSystem], recipe: Recipe, batch: Any, *, training: bool
+    systems: Sequence[GradientSystem],
+    recipe: Recipe,
+    batch: Any,
+    *,
+    first: int,
+    training: bool,
 ) -> None:
     stack = _mover(systems, recipe, training=training)
     losses = _attempt(stack, batch)
-    for run, system in enumerate(systems):
+    for place, system in enumerate(systems):
+        run = first + place
         one = Mover(system, recipe.optimizer, schedule=None, training=training, step=0)
-        pairs = {"loss": (losses[run], one.gradient(batch))}
+        pairs = {"loss": (losses[place], one.gradient(batch))}
         for name, mine, own in zip(
             system.names, stack.parameters, one.parameters, strict=True
         ):
             if (mine.grad is None) != (own.grad is None):
                 raise _differs(run, f"gradient of {name}", math.inf)
             if mine.grad is not None and own.grad is not None:
-                pairs[f"gradient of {name}"] = (mine.grad[run], own.grad)
-        after = stack.buffers(run)
+                pairs[f"gradient of {name}"] = (mine.grad[place], own.grad)
+        after = stack.buffers(place)
         pairs |= {f"buffer {n}": (after[n], part) for n, part in one.buffers().items()}
         _check_pairs(run, pairs, system.dtype)
 
@@ -202,23 +217,27 @@ def _traits(system: GradientSystem) -> dict[str, object]:
     parameters = dict(system.module.named_parameters())
     buffers = dict(system.module.named_buffers())
     return {
-        "architecture": (type(system.module), repr(system.module)),
         "trained parameters": system.names,
         "parameters": {n: (p.shape, p.dtype) for n, p in parameters.items()},
         "buffers": {n: (p.shape, p.dtype) for n, p in buffers.items()},
         "dtype": system.dtype,
         "device": system.device,
-        "loss": (_identity(system.loss_fn), _identity(system.batch_loss)),
-        "batch weight": _identity(system.batch_weight),
         "l2": system.l2,
     }
 
 
-def _identity(part: Any) -> object:
-    # two losses of one class and one description, as nn.CrossEntropyLoss(), are alike
-    if isinstance(part, torch.nn.Module):
-        return type(part), repr(part)
-    return id(part)
+def _unlike(one: GradientSystem, other: GradientSystem) -> list[str]:
+    paths = {
+        "architecture": difference(one.module, other.module, stacked=True),
+        "loss": difference(one.loss_fn, other.loss_fn, stacked=False),
+        "batch loss": difference(one.batch_loss, other.batch_loss, stacked=False),
+        "batch weight": difference(one.batch_weight, other.batch_weight, stacked=False),
+    }
+    return [
+        f"{name} ({path})" if path else name
+        for name, path in paths.items()
+        if path is not None
+    ]
 
 
 def _differs(run: int, what: str, by: float) -> InvalidInputError:

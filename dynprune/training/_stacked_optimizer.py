@@ -6,6 +6,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+)
 
 from dynprune.core import InvalidInputError
 
@@ -27,14 +31,18 @@ _ELEMENT_WISE = (
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Refuse an optimiser that may mix the entries of its tensors.
+    """Refuse an optimiser that may mix the entries of its tensors, or has extras.
+
+    A stack gets a fresh optimiser of the same kind and groups, so nothing that a
+    factory attached to the optimiser or its parameters would be on it.
 
     Args:
-        optimizer: What a factory made.
+        optimizer: What a factory made, with or without a scheduler.
 
     Raises:
-        InvalidInputError: If it is none of torch's element-wise ones, or has hooks.
-    """
+        InvalidInputError: If it is none of torch's element-wise ones, has methods or
+            hooks of its own, hooks on its parameters, or a state before its first step.
+    """  # noqa: DOC501 - _extra makes one
     names = ", ".join(kind.__name__ for kind in _ELEMENT_WISE)
     if type(optimizer) not in _ELEMENT_WISE:
         raise InvalidInputError(
@@ -42,16 +50,67 @@ def check_optimizer(optimizer: Optimizer) -> None:
             "mix the entries of a tensor (norms, factors, line searches): on a stack "
             f"it would mix networks. Use one of {names}, or how='processes'."
         )
-    hooks = {
-        **optimizer._optimizer_step_pre_hooks,
-        **optimizer._optimizer_step_post_hooks,
-    }
+    replaced = ", ".join(_replaced(optimizer))
+    if replaced:
+        raise _extra(f"whose {replaced} is its own", "would be lost on a stack")
+    hooks = _step_hooks(optimizer)
     if hooks:
-        raise InvalidInputError(
-            f"Stacked training was asked with an optimiser that has {len(hooks)} step "
-            "hooks (gradient clipping by norm, for instance), which would see all "
-            "networks as one. Remove them, or use how='processes'."
+        raise _extra(
+            f"that has {hooks} step hooks (gradient clipping by norm, for instance)",
+            "would see all networks as one",
         )
+    moved = [part for group in optimizer.param_groups for part in group["params"]]
+    hooked = sum(_is_hooked(part) for part in moved)
+    if hooked:
+        raise _extra(f"with hooks on {hooked} of its tensors", "would be lost")
+    if not all(_is_fresh(optimizer, part) for part in optimizer.state):
+        raise _extra(
+            "that has a state before the first step (a warm momentum, for instance)",
+            "would be lost",
+        )
+
+
+def _extra(found: str, why: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"Stacked training was asked with an optimiser {found}, which {why}. Leave it "
+        "out, or use how='processes' or 'serial'."
+    )
+
+
+def _replaced(optimizer: Optimizer) -> list[str]:
+    known, found = dir(type(optimizer)), []
+    for name, part in vars(optimizer).items():
+        if not callable(part) or name not in known:
+            continue
+        if getattr(part, "_wrapped_by_lr_sched", False):  # a scheduler counts steps
+            part = part.__wrapped__
+        if part is not getattr(type(optimizer), name):
+            found.append(name)
+    return found
+
+
+def _step_hooks(optimizer: Optimizer) -> int:
+    return sum(
+        len(hooks)
+        for hooks in (
+            optimizer._optimizer_step_pre_hooks,
+            optimizer._optimizer_step_post_hooks,
+            _global_optimizer_pre_hooks,
+            _global_optimizer_post_hooks,
+        )
+    )
+
+
+def _is_hooked(part: Tensor) -> bool:
+    return bool(part._backward_hooks) or bool(part._post_accumulate_grad_hooks)
+
+
+def _is_fresh(optimizer: Optimizer, part: Tensor) -> bool:
+    found = optimizer.state[part]
+    if type(optimizer) is not torch.optim.Adagrad or set(found) != {"step", "sum"}:
+        return not found
+    start = optimizer.defaults["initial_accumulator_value"]
+    return float(found["step"]) == 0 and bool((found["sum"] == start).all())
 
 
 def on_stacks(optimizer: Optimizer, stacks: Mapping[Tensor, Tensor]) -> Optimizer:

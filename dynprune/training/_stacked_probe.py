@@ -52,7 +52,7 @@ def choose(
     count = recipe.steps if steps is None else steps
     size = min(stack, len(systems))
     try:
-        random = check_stackable(systems, recipe, seeds=seeds)
+        random = check_stackable(systems, recipe, seeds=seeds, stack=size)
         why = "dropout draws other numbers in a stack than one by one"
     except InvalidInputError as error:
         random, why = True, str(error)
@@ -72,7 +72,11 @@ def _spread(workers: int, work: float) -> How:
 
 
 def check_stackable(
-    systems: Sequence[GradientSystem], recipe: object, *, seeds: Sequence[int]
+    systems: Sequence[GradientSystem],
+    recipe: object,
+    *,
+    seeds: Sequence[int],
+    stack: int,
 ) -> bool:
     """Refuse what cannot be trained as a stack.
 
@@ -80,6 +84,7 @@ def check_stackable(
         systems: Where the runs start from.
         recipe: How they train.
         seeds: One for each.
+        stack: Largest number in one stack.
 
     Returns:
         Whether the networks are random in the recipe's mode.
@@ -94,7 +99,7 @@ def check_stackable(
         )
     check_alike(systems, recipe)
     check_seeds(systems, recipe, seeds)
-    return check_agrees(systems, recipe)
+    return check_agrees(systems, recipe, stack=stack)
 
 
 def measured(

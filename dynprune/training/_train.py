@@ -17,9 +17,16 @@ from dynprune.core import (
     isolated,
     seeded_generators,
     track,
+    whole,
 )
 from dynprune.system import GradientSystem, is_resident
 from dynprune.training import _files
+from dynprune.training._arguments import (
+    check_fits,
+    check_mode,
+    positive_or_none,
+    whole_or_none,
+)
 from dynprune.training._checkpoint import Checkpoint, identify
 from dynprune.training._mover import Mover, OptimizerFactory, Schedule
 from dynprune.training._order import (
@@ -113,8 +120,9 @@ def train(
             batch, and carries the run so far.
 
     Cost:
-        ``(stop_step - start_step) * batch_size / N`` gradients; the state, its
-        gradient and the optimiser's state, plus P numbers for each snapshot.
+        ``(stop_step - start_step) * batch_size / N`` gradients, N the examples of the
+        system's own data whatever ``data`` is; the state, its gradient and the
+        optimiser's state, plus P numbers for each snapshot.
 
     Example:
         >>> x, y = torch.eye(2), torch.tensor([[1.0], [0.0]])
@@ -125,6 +133,14 @@ def train(
         tensor([1., 0.])
     """  # noqa: DOC502 - InvalidInputError is raised below
     system.check_one_process("Training")
+    seed = whole(seed, name="seed")
+    steps, epochs = whole_or_none("steps", steps), whole_or_none("epochs", epochs)
+    batch_size = positive_or_none("batch_size", batch_size)
+    start_step = whole(start_step, name="start_step")
+    stop_step = whole_or_none("stop_step", stop_step)
+    record = positive_or_none("record", record)
+    checkpoint_every = positive_or_none("checkpoint_every", checkpoint_every)
+    check_mode(mode)
     with (
         seeded_generators(system.data, seed),
         seeded_generators(data, seed),
@@ -133,7 +149,6 @@ def train(
         source = system if data is None else system.with_data(data)
         order = _order(source, batch_size, seed)
         total, stop = _span(order, steps, epochs, start_step, stop_step)
-        _check(mode, record, checkpoint_every)
         _check_move(move, checkpoint)
         settings = {
             "steps": total,
@@ -285,8 +300,6 @@ def _trajectory(
 
 def _order(source: GradientSystem, batch_size: int | None, seed: int) -> AbstractOrder:
     data = source.data
-    if batch_size is not None and batch_size < 1:
-        raise InvalidInputError(f"batch_size is {batch_size}. Pass at least 1.")
     if is_resident(data):
         size = _BATCH_SIZE if batch_size is None else batch_size
         return ResidentOrder(source, data, batch_size=size, seed=seed)
@@ -316,21 +329,7 @@ def _span(
             )
         assert epochs is not None
         steps = epochs * order.per_epoch
-    stop = steps if stop is None else stop
-    if not 0 <= start <= stop <= steps:
-        raise InvalidInputError(
-            f"start_step={start}, stop_step={stop} and {steps} steps do not fit. Pass "
-            "0 ≤ start_step ≤ stop_step ≤ steps."
-        )
-    return steps, stop
-
-
-def _check(mode: str, record: int | None, checkpoint_every: int | None) -> None:
-    if mode not in {"train", "eval"}:
-        raise InvalidInputError(f"mode is {mode!r}. Pass 'train' or 'eval'.")
-    for name, value in (("record", record), ("checkpoint_every", checkpoint_every)):
-        if value is not None and value < 1:
-            raise InvalidInputError(f"{name} is {value}. Pass at least 1, or None.")
+    return steps, check_fits(steps, start, stop)
 
 
 def _check_move(move: Move | None, checkpoint: _files.Path | None) -> None:

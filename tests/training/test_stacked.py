@@ -518,16 +518,35 @@ def test_what_mixes_the_networks_is_refused(factory: Any, message: str) -> None:
         train_many(systems(), Recipe(factory, steps=2), how="stacked")
 
 
-class Scaled(nn.Module):
-    """A linear map times a number that no description shows."""
+class WrongRule(torch.autograd.Function):
+    """The identity, but for a vmap rule that adds to all networks after the first."""
 
-    def __init__(self, factor: float) -> None:
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return slope
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor) -> tuple[Tensor, int]:
+        first = torch.arange(x.shape[in_dims[0]], dtype=x.dtype) < 2
+        moved = x.movedim(in_dims[0], -1)
+        return (moved + 0.01 * (~first)).movedim(-1, 0), 0
+
+
+class Wrong(nn.Module):
+    def __init__(self) -> None:
         nn.Module.__init__(self)
         self.map = nn.Linear(3, 1)
-        self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.factor * self.map(x)
+        return WrongRule.apply(self.map(x))
 
 
 class Branching(nn.Module):
@@ -555,12 +574,8 @@ def test_networks_that_differ_are_refused() -> None:
             train_many([one, other], recipe, how="stacked")
 
 
-def test_a_difference_that_no_description_shows_is_found() -> None:
-    held = data()
-    given = [
-        GradientSystem(fill(Scaled(factor).double(), 0), MSE, held)
-        for factor in (1.0, 1.0, 1.01)
-    ]
+def test_a_wrong_rule_of_vmap_is_found() -> None:
+    given = systems(lambda: Wrong().double(), count=3, masked=False)
     with pytest.raises(InvalidInputError, match=r"of run 2 differs by"):
         train_many(given, Recipe(sgd, steps=2), how="stacked")
     found = train_many(given[:2], Recipe(sgd, steps=2), how="stacked")
