@@ -147,7 +147,7 @@ def quick(setting: Setting) -> Setting:
         densities=(0.5, 0.2),
         alike=(0.2,),
         checked=0.2,
-        steps=24,
+        steps=24 if setting.adam else 12,
         batch_size=256 if setting.adam else 512,
         rewind_step=min(setting.rewind_step, 2),
         mask_epochs=2,

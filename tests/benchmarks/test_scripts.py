@@ -170,7 +170,9 @@ def test_pruners_write_rows_tables_and_figures(benchmarks, pruners, tmp_path):
     }
     for row in rows:
         assert row["kept"] == dp.pruning.kept_count(row["density"], row["prunable"])
-        assert row["gradients"] >= 6 * 24 / 24  # six passes are 24 steps
+        assert (
+            row["gradients"] >= 6
+        )  # 24 steps are six passes, and finding comes on top
         assert 0.0 <= row["test_accuracy"] <= 1.0
     target = tmp_path / "found"
     pairs = benchmarks("_pruner_results").read_csv(target / "similarity.csv")
@@ -178,7 +180,7 @@ def test_pruners_write_rows_tables_and_figures(benchmarks, pruners, tmp_path):
     assert len(pairs) == count * (count - 1) // 2
     same = {(row["method"], row["other"]): row["excess_overlap"] for row in pairs}
     assert same["magnitude-trained", "magnitude-finetuned"] == 1.0
-    text = (target / "README.md").read_text()
+    text = " ".join((target / "README.md").read_text().split())
     assert "Every unit that was asked for is there." in text
     assert all(f"`{name}`" in text for name in methods)
     for figure in target.glob("*.svg"):
@@ -201,7 +203,7 @@ def test_pruners_write_rows_tables_and_figures(benchmarks, pruners, tmp_path):
 def test_pruners_stop_in_time_and_go_on(pruners, benchmarks, tmp_path):
     options = ("--seeds", "2", "--sanity", "--methods", "imp", "snip", "random")
     assert pruners(*options, "--minutes", "0") == []
-    text = (tmp_path / "found" / "README.md").read_text()
+    text = " ".join((tmp_path / "found" / "README.md").read_text().split())
     assert "**Partial:** 8 units that were asked for are missing" in text
     units = benchmarks("_pruner_units")
     one, kept = units.work, []
@@ -235,7 +237,7 @@ def test_pruners_stop_in_time_and_go_on(pruners, benchmarks, tmp_path):
 
 
 def test_pruners_on_a_residual_network_in_miniature(pruners):
-    names = ("dense", "imp", "magnitude-trained", "early-bird", "gem-miner", "rigl")
+    names = ("dense", "imp", "gem-miner")
     rows = pruners("--tasks", "cifar10", "--seeds", "1", "--methods", *names)
     assert {row["method"] for row in rows} == set(names)
     assert all("nothing found" not in row.get("note", "") for row in rows)
