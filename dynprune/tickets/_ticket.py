@@ -261,7 +261,8 @@ class Ticket:
     def from_torch_prune(model: nn.Module) -> "Ticket":
         """Read a ticket from a model pruned with ``torch.nn.utils.prune``.
 
-        Prunable weights (of ``system.prunable``) without a mask count as kept.
+        Prunable weights (of ``system.prunable``) without a mask count as kept. A tied
+        weight that is pruned at any of its places counts as pruned.
 
         Args:
             model: A model with ``*_orig`` parameters and ``*_mask`` buffers.
@@ -270,7 +271,8 @@ class Ticket:
             Its masks, the parameters before masking, and the other buffers.
 
         Raises:
-            InvalidInputError: If nothing of the model is pruned that way.
+            InvalidInputError: If nothing of the model is pruned that way, or a tied
+                weight has different masks.
         """  # noqa: DOC502 - raised by read
         masks, state, buffers = _torch_prune.read(model)
         first = next(iter(state.values()))

@@ -235,3 +235,40 @@ def test_bridge_masks_tied_weights_everywhere():
     found = Ticket.from_torch_prune(model)
     assert list(found.masks) == ["0.weight"]
     assert list(found.state) == ["0.weight"]
+
+
+class Tied(nn.Module):
+    """A head whose weight is that of the embedding, which comes first."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.e = nn.Embedding(5, 4)
+        self.l = nn.Linear(4, 4)
+        self.h = nn.Linear(4, 5, bias=False)
+        self.h.weight = self.e.weight
+
+
+@pytest.mark.parametrize(
+    ("place", "kept"), [("h", 26), ("l", 28), ("e", 26)], ids=["head", "other", "first"]
+)
+def test_bridge_reads_the_mask_of_any_holder_of_a_tied_weight(place, kept):
+    with torch.random.fork_rng():
+        model = Tied()
+        nn.utils.prune.random_unstructured(getattr(model, place), "weight", amount=0.5)
+    found = Ticket.from_torch_prune(model)
+    assert (found.kept, found.prunable_size) == (kept, 20 + 16)
+    assert list(found.masks) == ["e.weight", "l.weight"]
+    name = "l.weight" if place == "l" else "e.weight"
+    assert torch.equal(found.masks[name], getattr(model, place).weight_mask != 0)
+    assert set(found.state) == {"e.weight", "l.weight", "l.bias"}
+
+
+def test_bridge_refuses_two_masks_of_one_weight():
+    with torch.random.fork_rng():
+        model = Tied()
+    mask = torch.ones(5, 4)
+    nn.utils.prune.custom_from_mask(model.e, "weight", mask)
+    mask[0, 0] = 0
+    nn.utils.prune.custom_from_mask(model.h, "weight", mask)
+    with pytest.raises(InvalidInputError, match=r"h\.weight.*other mask.*e\.weight"):
+        Ticket.from_torch_prune(model)
