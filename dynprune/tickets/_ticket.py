@@ -189,7 +189,9 @@ class Ticket:
         are zero after every backward pass and they themselves after every
         ``optimizer.step()``, whatever momentum and weight decay do, and after every
         ``model.load_state_dict()``. On exit the hooks are removed. Where several
-        optimisers move masked weights, enter one block for each.
+        optimisers move masked weights, enter one block for each. Weights that
+        ``load_state_dict(assign=True)`` replaces are masked too, but a step of an
+        optimiser that still holds the old ones is refused.
 
         A ``DistributedDataParallel`` model is unwrapped, and ranks with different
         masks are refused (``dp.tickets.broadcast`` hands one ticket to all).
@@ -204,7 +206,8 @@ class Ticket:
         Raises:
             InvalidInputError: On entry, if a mask does not fit the model, the
                 optimiser moves none of the masked weights, or data-parallel ranks
-                have different masks.
+                have different masks; at a step, if the optimiser no longer holds
+                the model's weights.
 
         Example:
             >>> net = nn.Linear(2, 1)
