@@ -15,6 +15,7 @@ from dynprune.tickets._export_results import Export, size
 from dynprune.tickets._ticket import Ticket
 
 Layout = Literal["csr", "coo"]
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def to_sparse(ticket: Ticket, model: nn.Module, *, layout: Layout = "csr") -> Export:
@@ -32,7 +33,8 @@ def to_sparse(ticket: Ticket, model: nn.Module, *, layout: Layout = "csr") -> Ex
 
     CSR with 32-bit indices takes 8 bytes per float32 weight kept, so it is smaller than
     dense below density 1/2; whether it is faster depends on density, width, batch and
-    library (``benchmarks/sparse_export.py``).
+    library (``benchmarks/sparse_export.py``). On the CPU, products in half precision
+    are computed in float32, from a copy of the weights made at each call.
 
     Args:
         ticket: Its masks; not its state.
@@ -64,7 +66,9 @@ def to_sparse(ticket: Ticket, model: nn.Module, *, layout: Layout = "csr") -> Ex
         for child in part.children()
     }
     forms: dict[str, tuple[str, int, int]] = {}
-    for path, part in list(made.named_modules()):
+    swapped: dict[nn.Module, SparseLinear] = {}
+    # a module of several names is swapped under each
+    for path, part in list(made.named_modules(remove_duplicate=False)):
         weight = part._parameters.get("weight")
         if weight is None or id(weight) not in masks:
             continue
@@ -72,7 +76,9 @@ def to_sparse(ticket: Ticket, model: nn.Module, *, layout: Layout = "csr") -> Ex
         if not _is_linear(part) or id(part) in owned:
             forms[name] = (f"dense {type(part).__name__}", before, before)
             continue
-        new = SparseLinear.of(part, layout=layout).train(part.training)
+        if part not in swapped:
+            swapped[part] = SparseLinear.of(part, layout=layout).train(part.training)
+        new = swapped[part]
         made = _swap(made, path, new)
         forms[name] = (f"{layout}, {new.kept} kept", before, size(new))
     if not any(form.startswith(layout) for form, *_ in forms.values()):
@@ -156,14 +162,22 @@ class SparseLinear(nn.Module):
     @property
     def matrix(self) -> Tensor:
         """W as a sparse tensor, shape ``(out, in)``."""
+        return self._matrix(self.values)
+
+    @property
+    def weight(self) -> Tensor:
+        """The same, for modules that ask a layer for the dtype of its weight."""
+        return self.matrix
+
+    def _matrix(self, values: Tensor) -> Tensor:
         shape = (self.out_features, self.in_features)
         if self.layout == "coo":
             places = torch.stack([self.rows, self.columns])
             return torch.sparse_coo_tensor(
-                places, self.values, shape, is_coalesced=True, check_invariants=False
+                places, values, shape, is_coalesced=True, check_invariants=False
             )
         found: Tensor = torch.sparse_csr_tensor(
-            self.rows, self.columns, self.values, shape, check_invariants=False
+            self.rows, self.columns, values, shape, check_invariants=False
         )
         return found
 
@@ -178,7 +192,14 @@ class SparseLinear(nn.Module):
         """
         count = math.prod(x.shape[:-1])
         columns = x.reshape(count, self.in_features).T
-        y: Tensor = torch.sparse.mm(self.matrix, columns).T
+        if self.values.dtype in _HALF and self.values.device.type == "cpu":
+            # the CPU has no such product of CSR, and that of COO rounds every sum
+            single = self._matrix(self.values.float())
+            product: Tensor = torch.sparse.mm(single, columns.float())
+            y = product.T.to(self.values.dtype)
+        else:
+            product = torch.sparse.mm(self.matrix, columns)
+            y = product.T
         if self.bias is not None:
             y = y + self.bias
         return y.reshape(*x.shape[:-1], self.out_features)

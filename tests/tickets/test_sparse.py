@@ -196,3 +196,64 @@ def test_nothing_to_make_sparse_is_refused():
         to_sparse(made, model)
     with pytest.raises(InvalidInputError, match="layout is 'bsr'"):
         to_sparse(pruned(model), model, layout="bsr")
+
+
+def test_a_module_of_two_names_is_one_sparse_module():
+    with torch.random.fork_rng():
+        shared = nn.Linear(6, 6).double()
+    whole = nn.Sequential(shared, nn.Tanh(), shared)
+    made = pruned(whole, 0.3)
+    found = to_sparse(made, whole)
+    assert isinstance(found.module[0], SparseLinear)
+    assert found.module[2] is found.module[0]
+    x = torch.ones(2, 6, dtype=torch.float64)
+    close(found.module(x), made.to_dense(whole)(x))
+    assert found.bytes_after < found.bytes_before
+
+
+@pytest.mark.parametrize("layout", ["csr", "coo"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_equals_dense(layout, dtype):
+    model = net(torch.float32).to(dtype)
+    made = pruned(model)
+    x = inputs(torch.float32).to(dtype)
+    found = to_sparse(made, model, layout=layout).module
+    with torch.no_grad():
+        wanted, y = made.to_dense(model)(x), found(x)
+    assert y.dtype == dtype
+    assert found[3].values.dtype == dtype
+    # sums of 32 products, in float32 or rounded at every one
+    bound = 32 * torch.finfo(dtype).eps * float(wanted.abs().max())
+    assert float((y - wanted).abs().max()) <= bound
+    # a model that is cast afterwards
+    cast = to_sparse(pruned(net()), net(), layout=layout).module.to(dtype)
+    assert cast(x).dtype == dtype
+
+
+def test_a_weight_that_is_asked_for_its_dtype_and_shape():
+    model = nn.Linear(6, 4).double()
+    made = pruned(model, 0.4)
+    sparse = to_sparse(made, model).module
+    assert sparse.weight.dtype == torch.float64
+    assert sparse.weight.shape == (4, 6)
+    assert sparse.weight.device == model.weight.device
+    assert torch.equal(sparse.weight.to_dense(), made.to_dense(model).weight)
+    assert "weight" not in sparse.state_dict()
+
+
+def test_hugging_face_t5():
+    transformers = pytest.importorskip("transformers")
+    settings = transformers.T5Config(
+        vocab_size=20, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=2
+    )
+    with torch.random.fork_rng():
+        model = transformers.T5EncoderModel(settings).eval()
+    made = pruned(model, 0.3)
+    found = to_sparse(made, model)
+    ids = torch.arange(6)[None]
+    forms = {name: form for name, form, *_ in found.layers}
+    name = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+    assert forms[name].startswith("csr")
+    with torch.no_grad():
+        wanted = made.to_dense(model)(input_ids=ids).last_hidden_state
+        close(found.module(input_ids=ids).last_hidden_state, wanted)
