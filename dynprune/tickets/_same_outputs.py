@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from dynprune.core import InvalidInputError, isolated
 from dynprune.tickets._trace import Example
 
+_FEW = 8.0  # roundings of numbers of order 1, which cancel to an output of zero
+
 
 def outputs(model: nn.Module, example: Example) -> list[Tensor]:
     """Call a network with an example.
@@ -55,7 +57,8 @@ def compared(
     r"""Compare the outputs of a smaller network with those of the whole one.
 
     Sums in another order round otherwise; anything else is of the size of the outputs.
-    So the largest difference may be :math:`\sqrt{\epsilon}` of the largest output.
+    So the largest difference may be :math:`\sqrt{\epsilon}` of the largest output, and
+    a few ε where outputs are zero.
 
     Args:
         before: Outputs of the whole network.
@@ -79,7 +82,7 @@ def compared(
         pass  # it fails, or has other outputs: as wrong as can be
     unit = max((torch.finfo(part.dtype).eps for part in before), default=0)
     allowed = unit**0.5 if roundings is None else min(unit**0.5, roundings * unit)
-    if not error <= allowed * max(scale, 1.0):
+    if not error <= allowed * scale + _FEW * unit:
         raise InvalidInputError(
             f"Taking units out changed the network's outputs by {error:.3g}, where they"
             f" are up to {scale:.3g}: the model does something that its graph does not "
