@@ -26,7 +26,9 @@ def effective_density(
     attention, the condition is ≠ 0, and where they saturate, paths are lost.)
     Without a model the masks are read as a chain of Linear and Conv layers in their
     order, by boolean reachability of units. **That is wrong where layers are joined
-    otherwise**, e.g. by a skip connection: pass the model there.
+    otherwise**, e.g. by a skip connection, or store their weights otherwise than (out,
+    in, …), such as convolutions with groups and Hugging Face ``Conv1D``: pass the model
+    there.
 
     Args:
         ticket: The ticket; only its masks count.
