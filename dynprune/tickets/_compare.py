@@ -76,8 +76,9 @@ def compare(
     locality, the mean :math:`\sum w^4 / (\sum w^2)^2` of the units of the first layer;
     with a system, gradient flow :math:`\|\nabla L(m \odot \theta)\|^2` and eigenvalues
     of the Hessian at the start of training. Their null is ``shuffles`` layer-wise
-    shuffles of the ticket: mean, standard deviation, z, and a permutation p-value that
-    cannot fall below 1 / (shuffles + 1).
+    shuffles of the ticket: mean, standard deviation, z (of few shuffles heavier-tailed
+    than a normal number), and a permutation p-value that cannot fall below
+    1 / (shuffles + 1).
 
     **Between two trained states**, with ``runs``: error and loss barrier
     (:func:`error_barrier`), without a null; and of each the locality of the trained

@@ -236,7 +236,7 @@ class Ticket:
             The copy.
 
         Raises:
-            InvalidInputError: If a mask does not fit the model.
+            InvalidInputError: If a mask does not fit the model, or it cannot be copied.
         """  # noqa: DOC502 - raised by check_masks
         return _dense.to_dense(self.mask_items, model)
 

@@ -56,6 +56,25 @@ def refresh(module: nn.Module, *_: Any) -> None:
         method(module, ())
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model; weights that ``torch.nn.utils.prune`` computed are no obstacle.
+
+    Args:
+        model: The user's model.
+
+    Returns:
+        A deep copy, in which these weights are outside any graph until its next pass.
+    """
+    computed = [
+        getattr(module, str(method._tensor_name))
+        for module in model.modules()
+        for method in _methods(module)
+    ]
+    # not leaves of a graph, which torch does not copy
+    memo: dict[int, Any] = {id(part): part.detach().clone() for part in computed}
+    return copy.deepcopy(model, memo)
+
+
 def make_permanent_(module: nn.Module) -> None:
     """Make the masks of one module permanent and take the hooks away.
 

@@ -81,10 +81,33 @@ def test_dense_of_another_model_is_refused():
         pruned(net()).to_dense(nn.Linear(2, 2))
 
 
+def test_a_model_just_pruned_by_torch_can_be_exported():
+    model = net()
+    nn.utils.prune.l1_unstructured(model[3], "weight", amount=300)
+    nn.utils.prune.random_unstructured(model[3], "bias", amount=3)
+    assert not model[3].weight.is_leaf
+    found = Ticket.from_torch_prune(model)
+    dense = found.to_dense(model)
+    assert list(dense.state_dict()) == list(net().state_dict())
+    assert all(part.is_leaf for part in dense.parameters())
+    assert torch.equal(dense[3].weight, model[3].weight)
+    assert torch.equal(dense[3].bias, model[3].bias)
+    torch.testing.assert_close(dense(inputs()), model(inputs()))
+    assert nn.utils.prune.is_pruned(model)
+    assert isinstance(to_sparse(found, model).module[3], SparseLinear)
+    # attention reads the weight of its projection without calling it
+    with torch.random.fork_rng():
+        attention = nn.MultiheadAttention(4, 2).double()
+        nn.utils.prune.random_unstructured(attention.out_proj, "weight", amount=5)
+    x = torch.ones(3, 1, 4, dtype=torch.float64)
+    plain = Ticket.from_torch_prune(attention).to_dense(attention)
+    torch.testing.assert_close(plain(x, x, x), attention(x, x, x))
+
+
 def test_a_model_that_cannot_be_copied_is_refused():
     model = net()
-    nn.utils.prune.l1_unstructured(model[3], "weight", amount=3)
-    with pytest.raises(InvalidInputError, match=r"cannot be copied.*prune\.remove"):
+    model[3].seen = model[3].weight * 2.0
+    with pytest.raises(InvalidInputError, match=r"cannot be copied.*leaves"):
         pruned(net()).to_dense(model)
 
 
