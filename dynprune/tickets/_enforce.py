@@ -54,9 +54,10 @@ def enforced(
     def before_step(
         _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        _check_still_moved(weights.now(), moved, optimizer)
+        current = weights.now()
+        _check_still_moved(current, moved, optimizer)
         with torch.no_grad():
-            for _name, weight, pruned in weights.now():
+            for _name, weight, pruned in current:
                 if weight.grad is not None:
                     _zero_(weight.grad, pruned)
         # args[0] is the optimiser itself

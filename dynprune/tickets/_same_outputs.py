@@ -53,6 +53,8 @@ def compared(
     example: Example,
     *,
     roundings: float | None = None,
+    did: str = "Taking units out",
+    instead: str = "ticket.to_dense or dp.tickets.to_sparse",
 ) -> tuple[float, float]:
     r"""Compare the outputs of a smaller network with those of the whole one.
 
@@ -65,6 +67,8 @@ def compared(
         small: The smaller one, in eval mode.
         example: What both are called with.
         roundings: How many ε it may be at most, too.
+        did: What was done to the network, for the message.
+        instead: What to try.
 
     Returns:
         The largest difference, and the largest output.
@@ -84,8 +88,8 @@ def compared(
     allowed = unit**0.5 if roundings is None else min(unit**0.5, roundings * unit)
     if not error <= allowed * scale + _FEW * unit:
         raise InvalidInputError(
-            f"Taking units out changed the network's outputs by {error:.3g}, where they"
-            f" are up to {scale:.3g}: the model does something that its graph does not "
-            "show. Export it with ticket.to_dense or dp.tickets.to_sparse."
+            f"{did} changed the network's outputs by {error:.3g}, where they are up to "
+            f"{scale:.3g}: the model does something that its graph does not show. "
+            f"Export it with {instead}."
         )
     return error, scale

@@ -3,6 +3,8 @@
 import math
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal, final
 
@@ -12,13 +14,21 @@ from torch import Tensor, nn
 from dynprune.core import InvalidInputError, Provenance
 from dynprune.tickets._dense import to_dense
 from dynprune.tickets._export_results import Export, size
+from dynprune.tickets._same_outputs import compared, outputs
 from dynprune.tickets._ticket import Ticket
+from dynprune.tickets._trace import Example
 
 Layout = Literal["csr", "coo"]
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def to_sparse(ticket: Ticket, model: nn.Module, *, layout: Layout = "csr") -> Export:
+def to_sparse(
+    ticket: Ticket,
+    model: nn.Module,
+    *,
+    layout: Layout = "csr",
+    example: Example | None = None,
+) -> Export:
     r"""Store the masked weights of linear layers as sparse matrices.
 
     A copy of the model computes :math:`y = (m \odot W) x + b` with W held as its
@@ -40,13 +50,16 @@ def to_sparse(ticket: Ticket, model: nn.Module, *, layout: Layout = "csr") -> Ex
         ticket: Its masks; not its state.
         model: The model whose own (trained) weights are exported; not changed.
         layout: ``"csr"`` (compressed rows, 32-bit indices) or ``"coo"``.
+        example: What the model is called with; a tuple is several arguments. If given,
+            the outputs before and after are compared on it.
 
     Returns:
         The sparse model and the bytes of each layer before and after.
 
     Raises:
-        InvalidInputError: If a mask does not fit the model, the layout is unknown, or
-            no masked weight belongs to a supported layer.
+        InvalidInputError: If a mask does not fit the model, the layout is unknown, no
+            masked weight belongs to a supported layer, or the outputs on the example
+            differ by more than rounding.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -58,6 +71,10 @@ def to_sparse(ticket: Ticket, model: nn.Module, *, layout: Layout = "csr") -> Ex
     if layout not in {"csr", "coo"}:
         raise InvalidInputError(f"layout is {layout!r}. Pass 'csr' or 'coo'.")
     made = to_dense(ticket.mask_items, model)
+    dense_outputs: list[Tensor] = []
+    if example is not None:
+        with _evaluated(made):
+            dense_outputs = outputs(made, example)
     masks = {id(dict(made.named_parameters())[name]): name for name in ticket.masks}
     owned = {
         id(child)
@@ -90,11 +107,23 @@ def to_sparse(ticket: Ticket, model: nn.Module, *, layout: Layout = "csr") -> Ex
     for name, mask in ticket.mask_items:
         other = mask.numel() * dict(ticket.state_items)[name].element_size()
         forms.setdefault(name, ("dense", other, other))
+    error = scale = None
+    if example is not None:
+        with _evaluated(made):
+            error, scale = compared(
+                dense_outputs,
+                made,
+                example,
+                did="Storing weights as sparse matrices",
+                instead="ticket.to_dense",
+            )
     return Export(
         module=made,
         layers=tuple((name, *forms[name]) for name in ticket.masks),
         bytes_before=size(model),
         bytes_after=size(made),
+        error=error,
+        scale=scale,
         provenance=exported(ticket, "tickets.to_sparse", layout=layout),
     )
 
@@ -233,6 +262,17 @@ def exported(ticket: Ticket, made_by: str, **settings: object) -> Provenance:
             ("origin_seed", made.seed),
         ),
     )
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    modes = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def _is_linear(module: nn.Module) -> bool:

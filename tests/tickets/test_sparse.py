@@ -280,3 +280,37 @@ def test_hugging_face_t5():
     with torch.no_grad():
         wanted = made.to_dense(model)(input_ids=ids).last_hidden_state
         close(found.module(input_ids=ids).last_hidden_state, wanted)
+
+
+class Reads(nn.Module):
+    """A layer that is read without calling it."""
+
+    def __init__(self, read):
+        nn.Module.__init__(self)
+        self.read = read
+        with torch.random.fork_rng():
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.two(x) * self.read(self.one)
+
+
+def test_outputs_are_compared_where_an_example_is_given():
+    model = net()
+    made = pruned(model)
+    model.train()
+    found = to_sparse(made, model, example=inputs())
+    assert 0.0 <= found.error <= 1e-12 * found.scale
+    assert found.scale == float(made.to_dense(model)(inputs()).detach().abs().max())
+    assert all(part.training for part in found.module.modules())
+    assert "not compared" not in found.summary()
+    # an error, and in silence another number
+    for read in (
+        lambda one: one.weight.view(-1)[0],
+        lambda one: len([*one.parameters()]),
+    ):
+        other = Reads(read)
+        with pytest.raises(InvalidInputError, match=r"matrices changed.*to_dense"):
+            to_sparse(pruned(other, 0.5), other, example=torch.ones(1, 4))
+    with pytest.raises(InvalidInputError, match="cannot be called with this example"):
+        to_sparse(made, model, example=torch.ones(1, 3))
