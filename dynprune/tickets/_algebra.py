@@ -178,13 +178,18 @@ def _check_same_state(a: Ticket, b: Ticket) -> None:
     differing = [
         name
         for name, part in (*a.state_items, *a.buffer_items)
-        if not torch.equal(part, other[name])
+        if not _equal(part, other[name])
     ]
     if differing:
         raise InvalidInputError(
             f"The two tickets are trained from different states: {listed(differing)} "
             "differ. Pass state='first' or state='second' to say whose to take."
         )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    # NaN is not equal to itself; of parameters none is, of buffers some may be
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _check_kept(what: str, masks: Mapping[str, Tensor]) -> None:

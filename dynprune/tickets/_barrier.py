@@ -17,6 +17,7 @@ from dynprune.core import (
     unknown,
 )
 from dynprune.system import read
+from dynprune.tickets._ticket import Ticket
 from dynprune.training import Run, evaluate
 
 NormStatistics = Literal["interpolate", "reestimate"]
@@ -133,7 +134,8 @@ def error_barrier(
 
     Args:
         a: A finished :class:`dynprune.training.Run`, or anything with a ``state`` and
-            ``buffers`` of named tensors, e.g. a level of ``pruning.imp``.
+            ``buffers`` of named tensors, e.g. a level of ``pruning.imp``. Of a ticket
+            the masked state counts.
         b: Another one.
         problem: A ``Problem``: its model, metric, loss and data.
         split: What is evaluated.
@@ -242,7 +244,10 @@ def trained_weight(run: Any, name: str) -> Tensor:
 
 
 def _named(run: Any) -> dict[str, Tensor]:
-    state = run.parameters if isinstance(run, Run) else getattr(run, "state", None)
+    if isinstance(run, Ticket):  # its state is whole, so that shuffles find weights
+        state: Any = run.masked_state
+    else:
+        state = run.parameters if isinstance(run, Run) else getattr(run, "state", None)
     if not isinstance(state, Mapping):
         raise InvalidInputError(
             f"A {type(run).__name__} was given as a finished run. Pass a Run, or a "

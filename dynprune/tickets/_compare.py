@@ -76,12 +76,17 @@ def compare(
     locality, the mean :math:`\sum w^4 / (\sum w^2)^2` of the units of the first layer;
     with a system, gradient flow :math:`\|\nabla L(m \odot \theta)\|^2` and eigenvalues
     of the Hessian at the start of training. Their null is ``shuffles`` layer-wise
-    shuffles of the ticket: mean, standard deviation, z, and a permutation p-value that
-    cannot fall below 1 / (shuffles + 1).
+    shuffles of the ticket: mean, standard deviation, z (of few shuffles heavier-tailed
+    than a normal number), and a permutation p-value that cannot fall below
+    1 / (shuffles + 1).
 
     **Between two trained states**, with ``runs``: error and loss barrier
     (:func:`error_barrier`), without a null; and of each the locality of the trained
     first layer, against permutations of its weights.
+
+    Where a system or model is known, weights are read as their layers use them:
+    convolutions with groups as block-diagonal ones without, transposed convolutions and
+    Hugging Face ``Conv1D`` transposed. Otherwise every weight is (out, in, …).
 
     Densities differ from method to method: compare at one density, or read the overlap
     beyond chance.
@@ -159,11 +164,11 @@ def compare(
     counts = []
     for index in track(range(len(tickets)), label="tickets.compare", show=progress):
         own = tickets[index]
-        values, degree = [measures.of(own)], [degrees(own)]
+        values, degree = [measures.of(own)], [degrees(own, measures.forms)]
         for draw in range(shuffles):
             mixed = shuffle(own, seed=derive_seed("tickets.compare", seed, index, draw))
             values.append(measures.of(mixed))
-            degree.append(degrees(mixed))
+            degree.append(degrees(mixed, measures.forms))
         counts.append(degree)
         readings += _own_readings(own, names[index], values)
     readings += degree_readings(counts, names)
@@ -186,6 +191,7 @@ def compare(
                 label=label,
                 shuffles=shuffles,
                 seed=seed,
+                forms=measures.forms,
             )
             for run, label in zip(runs, names, strict=True)
         ]

@@ -6,23 +6,26 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from dynprune.tickets._layer_forms import LayerForms
 from dynprune.tickets._readings import Reading
 from dynprune.tickets._ticket import Ticket
 
 SIDES = ("input", "output")
 
 
-def degrees(ticket: Ticket) -> dict[tuple[str, str], Tensor]:
+def degrees(ticket: Ticket, forms: LayerForms) -> dict[tuple[str, str], Tensor]:
     """Count the kept weights of every input and output unit of every layer.
 
     Args:
         ticket: The ticket; masks of one dimension are left out.
+        forms: How its layers store their weights.
 
     Returns:
         (side, layer) to float64 counts, shape ``(in,)`` or ``(out,)``.
     """
     found = {}
-    for name, mask in ticket.mask_items:
+    for name, own in ticket.mask_items:
+        mask = forms.straight(name, own)
         if mask.ndim > 1:
             units = mask.flatten(2).sum(2) if mask.ndim > 2 else mask
             found["input", name] = units.sum(0).double()
@@ -53,8 +56,8 @@ def degree_readings(
 
     .. math:: r = \operatorname{corr}_i(k_i^a, k_i^b)
 
-    over the inputs i of a layer (``input_correlation``, the second dimension of its
-    weight) or its outputs (``output_correlation``, the first): 1 = the same units are
+    over the inputs i of a layer (``input_correlation``) or its outputs
+    (``output_correlation``): 1 = the same units are
     thick and thin. Two tickets may share no more weights than chance and still agree
     on the units.
 

@@ -1,6 +1,5 @@
 """A plain copy of a model with zeros where a ticket prunes."""
 
-import copy
 from collections.abc import Iterable
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from dynprune.core import InvalidInputError
 from dynprune.tickets._apply import check_masks
-from dynprune.tickets._torch_prune import make_permanent_
+from dynprune.tickets._torch_prune import copied, make_permanent_
 
 
 def to_dense(masks: Iterable[tuple[str, Tensor]], model: nn.Module) -> nn.Module:
@@ -25,11 +24,11 @@ def to_dense(masks: Iterable[tuple[str, Tensor]], model: nn.Module) -> nn.Module
         InvalidInputError: If a mask does not fit, or the model cannot be copied.
     """
     try:
-        made = copy.deepcopy(model)
+        made = copied(model)
     except RuntimeError as error:
         raise InvalidInputError(
-            f"{type(model).__name__} cannot be copied ({error}). If it was pruned with "
-            "torch.nn.utils.prune, call its prune.remove for every weight first."
+            f"{type(model).__name__} cannot be copied ({error}). Take tensors that are "
+            "not leaves of a graph off its modules, or detach them."
         ) from error
     for part in made.modules():
         make_permanent_(part)

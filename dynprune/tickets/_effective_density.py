@@ -21,24 +21,30 @@ def effective_density(
     with positive weights, no biases and linear units, w is on a path iff
     :math:`|w| \, \partial R / \partial |w| > 0` for the summed output R. (The copy has
     random weights where a weight is kept, so one of value 0 counts as a connection.
-    Norms pass units one by one; max pooling passes its whole window; through a
-    softmax, whose slopes have signs, the condition is ≠ 0.) Without a model the masks
-    are read as a chain of Linear and Conv layers in their order, by boolean
-    reachability of units. **That is wrong where layers are joined otherwise**, e.g. by
-    a skip connection: pass the model there.
+    Norms pass units one by one; max pooling passes its whole window, a softmax module
+    all units of its dimension; through functions whose slopes have signs, such as
+    attention, the condition is ≠ 0, and where they saturate, paths are lost.)
+    Without a model the masks are read as a chain of Linear and Conv layers in their
+    order, by boolean reachability of units. **That is wrong where layers are joined
+    otherwise**, e.g. by a skip connection, or store their weights otherwise than (out,
+    in, …), such as convolutions with groups and Hugging Face ``Conv1D``: pass the model
+    there.
 
     Args:
         ticket: The ticket; only its masks count.
         model: A model with parameters of these names and shapes; not changed.
-        example: One example, shape ``(1, …)``, for the model; only its shape counts.
-            A tuple is spread into arguments, a mapping into keywords.
+        example: One example, shape ``(1, …)``, for the model. Of floating-point tensors
+            only the shape counts; others are passed on, so of a masked embedding the
+            rows that the example asks for are on a path, and no others. A tuple is
+            spread into arguments, a mapping into keywords.
 
     Returns:
         ``"all"`` and each layer to its effective density, in [0, density].
 
     Raises:
-        InvalidInputError: If the masks fit no chain or not the model, or the model
-            comes without an example.
+        InvalidInputError: If the masks fit no chain or not the model, the model comes
+            without an example, or no kept weight has a slope because a function
+            saturates.
 
     Cost:
         One forward and one backward pass of one example.

@@ -274,5 +274,6 @@ def _check(
         raise InvalidInputError(
             f"Cannot {verb}: the {what} of a block and of the one it is copied to, or "
             f"of stem or head, differ: {'; '.join(lines)}. Copy blocks onto blocks of "
-            "the same kind, the first of a stage onto the first."
+            "the same kind, the first of a stage onto the first; blocks= and "
+            "source_blocks= say what the blocks are, stem and head need equal names."
         )

@@ -21,7 +21,14 @@ from dynprune.tickets._channel_rules import (
 from dynprune.tickets._channels import Axis, Channels, Layer
 from dynprune.tickets._function_rules import called, reads_batch_size
 from dynprune.tickets._shrink import weight_of
-from dynprune.tickets._trace import Example, check_hooks, graphs, shape_of, word
+from dynprune.tickets._trace import (
+    Example,
+    check_hooks,
+    graphs,
+    memory_of,
+    shape_of,
+    word,
+)
 
 _BINARY: dict[Any, Callable[..., Tensor]] = {
     operator.add: torch.add,
@@ -136,7 +143,14 @@ class Walk:
             changed = str(node.target).endswith("_")
         first = node.args[0] if node.args else None
         if changed and isinstance(first, fx.Node):
-            later = [n for n in first.users if self._order[n] > self._order[node]]
+            at, changing = self._order[node], memory_of(first)
+            # the tensor itself or an alias of it, made before the change
+            old = {
+                part
+                for part in self.nodes[:at]
+                if part is first or changing & memory_of(part)
+            }
+            later = [n for n in self.nodes[at + 1 :] if old & set(n.all_input_nodes)]
             if later:
                 raise InvalidInputError(
                     "Taking units out could have changed the network's outputs: "

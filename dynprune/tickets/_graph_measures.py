@@ -4,7 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, final
 
+from torch import nn
+
 from dynprune.core import InvalidInputError, Provenance
+from dynprune.tickets._apply import check_masks
+from dynprune.tickets._layer_forms import LayerForms
 from dynprune.tickets._ramanujan import ramanujan
 from dynprune.tickets._relational_graph import (
     GROUPS,
@@ -87,7 +91,9 @@ class GraphMeasures:
         return ax
 
 
-def graph_measures(ticket: Ticket, *, groups: int = GROUPS) -> GraphMeasures:
+def graph_measures(
+    ticket: Ticket, *, model: nn.Module | None = None, groups: int = GROUPS
+) -> GraphMeasures:
     r"""Measure the graphs that the masks of a ticket are.
 
     Each layer as a bipartite graph, of inputs (channels × kernel positions) and
@@ -104,13 +110,17 @@ def graph_measures(ticket: Ticket, *, groups: int = GROUPS) -> GraphMeasures:
 
     Args:
         ticket: The ticket; only its masks count.
+        model: The model that it is of; only how its layers store weights counts.
+            Without it every mask is read as (out, in, …), **which is another graph**
+            for convolutions with groups, transposed ones and Hugging Face ``Conv1D``.
         groups: Number of nodes of the relational graph.
 
     Returns:
         The measures; NaN where they are not defined.
 
     Raises:
-        InvalidInputError: If there are fewer than 3 groups.
+        InvalidInputError: If there are fewer than 3 groups, or the masks do not fit the
+            model.
 
     Cost:
         Two singular values per layer, one product of groups × groups matrices.
@@ -132,8 +142,12 @@ def graph_measures(ticket: Ticket, *, groups: int = GROUPS) -> GraphMeasures:
             f"A relational graph of {groups} groups was asked for, which can have no "
             "triangle. Pass 3 or more, e.g. 64."
         )
-    pairs = [ramanujan(mask) for _, mask in ticket.mask_items]
-    graph = relational_graph((mask for _, mask in ticket.mask_items), groups=groups)
+    if model is not None:
+        check_masks(ticket.mask_items, model)
+    forms = LayerForms(model)
+    masks = [forms.straight(name, mask) for name, mask in ticket.mask_items]
+    pairs = [ramanujan(mask) for mask in masks]
+    graph = relational_graph(masks, groups=groups)
     return GraphMeasures(
         layers=tuple(name for name, _ in ticket.mask_items),
         ramanujan_s=tuple(pair[0] for pair in pairs),

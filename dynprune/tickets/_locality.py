@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dynprune.core import derive_seed, generator
+from dynprune.tickets._layer_forms import LayerForms
 from dynprune.tickets._readings import Reading
 
 
@@ -45,16 +46,23 @@ def locality(weights: Tensor) -> float:
 
 
 def trained_locality(
-    weights: Tensor, *, layer: str, label: str, shuffles: int, seed: int
+    weights: Tensor,
+    *,
+    layer: str,
+    label: str,
+    shuffles: int,
+    seed: int,
+    forms: LayerForms,
 ) -> Reading:
     """Measure the locality of trained weights against the same weights, shuffled.
 
     Args:
-        weights: Trained and masked, shape ``(out, in, …)``.
+        weights: Trained and masked, in the shape that the layer stores.
         layer: Its name.
         label: Of the ticket.
         shuffles: How many permutations of all weights of the layer.
         seed: Of the permutations.
+        forms: How layers store their weights.
 
     Returns:
         The reading.
@@ -63,7 +71,12 @@ def trained_locality(
     for draw in range(shuffles):
         mixer = generator(derive_seed("tickets.locality", seed, label, draw))
         order = torch.randperm(flat.numel(), generator=mixer).to(flat.device)
-        null.append(locality(flat[order].view(weights.shape)))
+        mixed = flat[order].view(weights.shape)
+        null.append(locality(forms.straight(layer, mixed)))
     return Reading.sampled(
-        "locality_trained", layer, (label,), value=locality(weights), null=null
+        "locality_trained",
+        layer,
+        (label,),
+        value=locality(forms.straight(layer, weights)),
+        null=null,
     )

@@ -109,7 +109,8 @@ def stretched(
             raise InvalidInputError(
                 f"Stage {number} of the source has only its first block, which is not "
                 f"repeated as it may change the width; the target has {target}. "
-                "Stretch from a deeper network, or pass a mapping."
+                "Stretch from a deeper network, pass a mapping, or name the blocks of "
+                "one stage of equal blocks with blocks= and source_blocks=."
             )
         repeated = (
             slot % free if method == "append" else slot * free // slots

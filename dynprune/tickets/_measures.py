@@ -9,6 +9,7 @@ from dynprune.operators import HessianOperator
 from dynprune.spectral import eigenpairs
 from dynprune.system import GradientSystem
 from dynprune.tickets._chain import chain_effective
+from dynprune.tickets._layer_forms import UNKNOWN, LayerForms
 from dynprune.tickets._locality import locality
 from dynprune.tickets._path_network import PathNetwork, check_example
 from dynprune.tickets._ramanujan import ramanujan
@@ -58,6 +59,12 @@ class TicketMeasures:
         self._groups, self._power = groups, power
         self._eigenvalues, self._seed = eigenvalues, seed
         self._chain = model == CHAIN
+        known = model if isinstance(model, nn.Module) else None
+        if known is None and system is not None:
+            known = system.module
+        if known is None:
+            self.notes.append(UNKNOWN)
+        self.forms = LayerForms(known)
         self._network = self._network_of(model, example)
         self._normed = self._can_norm(first)
 
@@ -80,11 +87,13 @@ class TicketMeasures:
 
     def _graphs(self, ticket: Ticket) -> Values:
         found: Values = {}
-        for name, mask in ticket.mask_items:
+        masks = {
+            name: self.forms.straight(name, mask) for name, mask in ticket.mask_items
+        }
+        for name, mask in masks.items():
             pair = ramanujan(mask)
             found["ramanujan_s", name], found["ramanujan_r", name] = pair
-        masks = (mask for _, mask in ticket.mask_items)
-        graph = relational_graph(masks, groups=self._groups)
+        graph = relational_graph(masks.values(), groups=self._groups)
         found["clustering", ALL] = clustering(graph)
         found["average_path_length", ALL] = average_path_length(graph)
         return found
@@ -92,7 +101,10 @@ class TicketMeasures:
     def _paths(self, ticket: Ticket, state: dict[str, Tensor]) -> Values:
         masks = dict(ticket.mask_items)
         if self._chain:
-            alive = chain_effective(masks)
+            chain = chain_effective({
+                name: self.forms.straight(name, mask) for name, mask in masks.items()
+            })
+            alive = {name: self.forms.own(name, part) for name, part in chain.items()}
         elif self._network is not None:
             alive = self._network.effective(masks)
         else:
@@ -113,7 +125,7 @@ class TicketMeasures:
 
     def _locality(self, ticket: Ticket, state: dict[str, Tensor]) -> Values:
         name = ticket.mask_items[0][0]
-        return {("locality", name): locality(state[name])}
+        return {("locality", name): locality(self.forms.straight(name, state[name]))}
 
     def _curvature(self, ticket: Ticket) -> Values:
         if self._system is None:

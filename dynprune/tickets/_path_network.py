@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from dynprune.core import InvalidInputError, generator, isolated
-from dynprune.tickets._apply import check_masks
+from dynprune.tickets._apply import check_masks, listed
 
 _PASSED = (  # on non-negative numbers the identity, or made so
     nn.ReLU,
@@ -41,6 +41,7 @@ _PASSED = (  # on non-negative numbers the identity, or made so
 )
 _PER_CHANNEL = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 _NORMS = (*_PER_CHANNEL, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
+_SOFTMAXES = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d)
 _MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _ADAPTIVE = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 _AVERAGES: dict[int, Any] = {
@@ -53,6 +54,13 @@ _ADAPTIVE_AVERAGES: dict[int, Any] = {
     2: functional.adaptive_avg_pool2d,
     3: functional.adaptive_avg_pool3d,
 }
+_SMALL = 1e-3  # weights at which a function that saturates may still have slopes
+_SATURATED = (
+    "Paths to the output were asked for, but no kept weight has a slope other than 0, "
+    "though some have at smaller weights, or none has without masks: a function of the "
+    "network saturates (a softmax, relu6 or clamp of large values) or is constant. Use "
+    "it as a module (nn.Softmax, nn.ReLU6), which is followed, or leave it out."
+)
 
 
 @final
@@ -62,8 +70,11 @@ class PathNetwork:
     With non-negative weights, no biases and linear units the output is a sum over
     paths of products of weights. In a private float64 copy in eval mode: activation
     modules and dropout pass their input; norm modules multiply it by their scale;
-    max-pooling modules sum their window; parameters called ``…bias`` are zero. What a
-    model computes by functions instead of modules stays as it is.
+    max-pooling modules sum their window; parameters called ``…bias`` are zero. Where
+    only connections count, norm modules also divide by the mean size of their input,
+    lest values double at every addition of a residual stream, and softmax modules add
+    the mean over their dimension. What a model computes by functions instead of modules
+    stays as it is.
 
     Args:
         model: The user's model; not changed.
@@ -87,6 +98,8 @@ class PathNetwork:
             example,
         )
         self._draw = self._drawn()
+        # whether products of weights count, or connections alone
+        self._counts = True
         self._linearise_()
 
     def effective(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,7 +109,9 @@ class PathNetwork:
         over- or underflows, so that a weight of value 0 is a connection like any other.
         With R the sum of the outputs, times random positive numbers (the plain sum of a
         softmax is 1), on a random positive input, a kept weight is effective iff
-        :math:`\partial R / \partial w \ne 0`.
+        :math:`\partial R / \partial w \ne 0`. Where no slope is other than 0, it is
+        tried again with smaller weights and without masks, to tell a network that the
+        masks cut from one whose functions saturate.
 
         Args:
             masks: Parameter name to boolean tensor, True = kept.
@@ -106,12 +121,24 @@ class PathNetwork:
 
         Raises:
             InvalidInputError: If the masks do not fit the model, or the output does
-                not depend on them or is not finite.
+                not depend on the masked weights, saturates or is not finite.
 
         Cost:
-            One forward and one backward pass of one example.
-        """  # noqa: DOC502 - raised by check_masks and _output
+            One forward and one backward pass of one example; three where all slopes
+            are 0.
+        """
         check_masks(masks.items(), self._net)
+        alive = self._alive(masks)
+        if _any(alive) or not _any(masks):
+            return alive
+        whole = {name: torch.ones_like(mask) for name, mask in masks.items()}
+        if _any(self._alive(masks, scale=_SMALL)) or not _any(self._alive(whole)):
+            raise InvalidInputError(_SATURATED)
+        return alive
+
+    def _alive(
+        self, masks: Mapping[str, Tensor], *, scale: float = 1.0
+    ) -> dict[str, Tensor]:
         with torch.no_grad():
             for name, part in self._own.items():
                 mask = masks.get(name)
@@ -121,14 +148,21 @@ class PathNetwork:
                     continue
                 kept = part.numel() if mask is None else int(mask.sum())
                 gain = max(1.0, kept / part.shape[0]) if part.ndim > 1 else 1.0
-                part.copy_(self._draw[name] / gain)
+                part.copy_(self._draw[name] * (scale / gain))
                 if mask is not None:
                     part.masked_fill_(~mask.to(part.device), 0.0)
         self._scale_norms_(power=0.0)
+        self._counts = False
         weights = [self._own[name] for name in masks]
         draw = generator(0)
         with torch.enable_grad():
             total = self._output(lambda shape: _positive(shape, draw), mix=True)
+            if not total.requires_grad:
+                raise InvalidInputError(
+                    "The output does not depend on any weight that the ticket masks "
+                    f"({listed(list(masks))}). Pass the model whose forward pass "
+                    "reads them."
+                )
             slopes = torch.autograd.grad(
                 total, weights, allow_unused=True, materialize_grads=True
             )
@@ -170,6 +204,7 @@ class PathNetwork:
             for name, held in self._net.named_buffers():
                 held.copy_(buffers.get(name, self._buffers[name]))
             self._scale_norms_(power=float(power))
+            self._counts = True
             once = float(self._output(torch.ones))
             twice = float(self._output(lambda shape: 2.0 * torch.ones(shape)))
         if abs(twice - 2.0 * once) > 1e-8 * abs(once):
@@ -185,7 +220,9 @@ class PathNetwork:
             if isinstance(module, _PASSED):
                 _replace(module, _same)
             elif isinstance(module, _NORMS):
-                _replace(module, functools.partial(_scaled, module))
+                _replace(module, functools.partial(self._normed, module))
+            elif isinstance(module, _SOFTMAXES):
+                _replace(module, functools.partial(self._mixed, module))
             elif isinstance(module, _MAX_POOLS):
                 if _number(module.dilation) == 1 and not module.return_indices:
                     _replace(module, functools.partial(_sum_pooled, module))
@@ -196,6 +233,16 @@ class PathNetwork:
                     module,
                     functools.partial(_ADAPTIVE_AVERAGES[dims], output_size=size),
                 )
+
+    def _normed(self, module: Any, x: Tensor) -> Any:
+        size = 0.0 if self._counts else float(x.detach().abs().mean())
+        return _scaled(module, x / size if size > 0.0 else x)
+
+    def _mixed(self, module: Any, x: Tensor) -> Any:
+        if self._counts:
+            return type(module).forward(module, x)
+        # positive slopes between all units that a softmax joins, whatever their size
+        return x + x.mean(_softmax_dim(module, x), keepdim=True)
 
     def _scale_norms_(self, *, power: float) -> None:
         for name, module in self._net.named_modules():
@@ -299,6 +346,18 @@ def _scaled(module: Any, x: Tensor) -> Any:
     if isinstance(scale, Tensor) and isinstance(module, _PER_CHANNEL) and x.ndim > 1:
         scale = scale.view(1, -1, *(1 for _ in range(x.ndim - 2)))
     return x * scale
+
+
+def _softmax_dim(module: Any, x: Tensor) -> int:
+    if isinstance(module, nn.Softmax2d):
+        return -3
+    # torch's own choice where none is named
+    implicit = 0 if x.ndim in {0, 1, 3} else 1
+    return implicit if module.dim is None else int(module.dim)
+
+
+def _any(masks: Mapping[str, Tensor]) -> bool:
+    return any(bool(mask.any()) for mask in masks.values())
 
 
 def _sum_pooled(module: Any, x: Tensor) -> Any:

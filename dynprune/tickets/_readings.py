@@ -11,7 +11,7 @@ ALL = "all"
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """Hold one value with its null.
+    r"""Hold one value with its null.
 
     Args:
         measure: Its name.
@@ -20,7 +20,10 @@ class Reading:
         value: The value; NaN where the measure is not defined.
         null_mean: Mean under the null; NaN where there is none.
         null_sd: Standard deviation under the null.
-        z: (value − null_mean) / null_sd; NaN where the null does not vary.
+        z: (value − null_mean) / null_sd; NaN where the null does not vary. Where mean
+            and sd are of K draws, z has the heavier tails of
+            :math:`\sqrt{1 + 1/K} \, t_{K-1}` if the null is normal, not those of a
+            normal number: with K = 20, |z| > 2 has chance 0.07, and p is what to trust.
         p: Two-sided p-value.
     """
 

@@ -31,7 +31,10 @@ def reduce(ticket: Ticket, model: nn.Module, *, example: Example) -> Export:
     in another way (LayerNorm, attention, a subclass, a shared or parametrised module)
     keeps all of its units. Where torch.fx cannot trace the network, the modules in it
     that it can trace are followed each for itself, such as the feed-forward modules of
-    a transformer.
+    Llama. What such a module puts out is read by others, so its last layer stays whole:
+    where each layer is a module of its own, as in Hugging Face BERT, nothing is
+    removed, and GPT-2, whose layers are ``Conv1D``, is refused. The table of the result
+    says how many units of which layers are left.
 
     Args:
         ticket: Its masks; not its state.

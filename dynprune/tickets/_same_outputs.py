@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from dynprune.core import InvalidInputError, isolated
 from dynprune.tickets._trace import Example
 
+_FEW = 8.0  # roundings of numbers of order 1, which cancel to an output of zero
+
 
 def outputs(model: nn.Module, example: Example) -> list[Tensor]:
     """Call a network with an example.
@@ -51,17 +53,22 @@ def compared(
     example: Example,
     *,
     roundings: float | None = None,
+    did: str = "Taking units out",
+    instead: str = "ticket.to_dense or dp.tickets.to_sparse",
 ) -> tuple[float, float]:
     r"""Compare the outputs of a smaller network with those of the whole one.
 
     Sums in another order round otherwise; anything else is of the size of the outputs.
-    So the largest difference may be :math:`\sqrt{\epsilon}` of the largest output.
+    So the largest difference may be :math:`\sqrt{\epsilon}` of the largest output, and
+    a few ε where outputs are zero.
 
     Args:
         before: Outputs of the whole network.
         small: The smaller one, in eval mode.
         example: What both are called with.
         roundings: How many ε it may be at most, too.
+        did: What was done to the network, for the message.
+        instead: What to try.
 
     Returns:
         The largest difference, and the largest output.
@@ -79,10 +86,10 @@ def compared(
         pass  # it fails, or has other outputs: as wrong as can be
     unit = max((torch.finfo(part.dtype).eps for part in before), default=0)
     allowed = unit**0.5 if roundings is None else min(unit**0.5, roundings * unit)
-    if not error <= allowed * max(scale, 1.0):
+    if not error <= allowed * scale + _FEW * unit:
         raise InvalidInputError(
-            f"Taking units out changed the network's outputs by {error:.3g}, where they"
-            f" are up to {scale:.3g}: the model does something that its graph does not "
-            "show. Export it with ticket.to_dense or dp.tickets.to_sparse."
+            f"{did} changed the network's outputs by {error:.3g}, where they are up to "
+            f"{scale:.3g}: the model does something that its graph does not show. "
+            f"Export it with {instead}."
         )
     return error, scale

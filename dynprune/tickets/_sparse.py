@@ -3,6 +3,8 @@
 import math
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal, final
 
@@ -12,12 +14,21 @@ from torch import Tensor, nn
 from dynprune.core import InvalidInputError, Provenance
 from dynprune.tickets._dense import to_dense
 from dynprune.tickets._export_results import Export, size
+from dynprune.tickets._same_outputs import compared, outputs
 from dynprune.tickets._ticket import Ticket
+from dynprune.tickets._trace import Example
 
 Layout = Literal["csr", "coo"]
+_HALF = (torch.float16, torch.bfloat16)
 
 
-def to_sparse(ticket: Ticket, model: nn.Module, *, layout: Layout = "csr") -> Export:
+def to_sparse(
+    ticket: Ticket,
+    model: nn.Module,
+    *,
+    layout: Layout = "csr",
+    example: Example | None = None,
+) -> Export:
     r"""Store the masked weights of linear layers as sparse matrices.
 
     A copy of the model computes :math:`y = (m \odot W) x + b` with W held as its
@@ -32,19 +43,23 @@ def to_sparse(ticket: Ticket, model: nn.Module, *, layout: Layout = "csr") -> Ex
 
     CSR with 32-bit indices takes 8 bytes per float32 weight kept, so it is smaller than
     dense below density 1/2; whether it is faster depends on density, width, batch and
-    library (``benchmarks/sparse_export.py``).
+    library (``benchmarks/sparse_export.py``). On the CPU, products in half precision
+    are computed in float32, from a copy of the weights made at each call.
 
     Args:
         ticket: Its masks; not its state.
         model: The model whose own (trained) weights are exported; not changed.
         layout: ``"csr"`` (compressed rows, 32-bit indices) or ``"coo"``.
+        example: What the model is called with; a tuple is several arguments. If given,
+            the outputs before and after are compared on it.
 
     Returns:
         The sparse model and the bytes of each layer before and after.
 
     Raises:
-        InvalidInputError: If a mask does not fit the model, the layout is unknown, or
-            no masked weight belongs to a supported layer.
+        InvalidInputError: If a mask does not fit the model, the layout is unknown, no
+            masked weight belongs to a supported layer, or the outputs on the example
+            differ by more than rounding.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -56,6 +71,10 @@ def to_sparse(ticket: Ticket, model: nn.Module, *, layout: Layout = "csr") -> Ex
     if layout not in {"csr", "coo"}:
         raise InvalidInputError(f"layout is {layout!r}. Pass 'csr' or 'coo'.")
     made = to_dense(ticket.mask_items, model)
+    dense_outputs: list[Tensor] = []
+    if example is not None:
+        with _evaluated(made):
+            dense_outputs = outputs(made, example)
     masks = {id(dict(made.named_parameters())[name]): name for name in ticket.masks}
     owned = {
         id(child)
@@ -64,7 +83,9 @@ def to_sparse(ticket: Ticket, model: nn.Module, *, layout: Layout = "csr") -> Ex
         for child in part.children()
     }
     forms: dict[str, tuple[str, int, int]] = {}
-    for path, part in list(made.named_modules()):
+    swapped: dict[nn.Module, SparseLinear] = {}
+    # a module of several names is swapped under each
+    for path, part in list(made.named_modules(remove_duplicate=False)):
         weight = part._parameters.get("weight")
         if weight is None or id(weight) not in masks:
             continue
@@ -72,7 +93,9 @@ def to_sparse(ticket: Ticket, model: nn.Module, *, layout: Layout = "csr") -> Ex
         if not _is_linear(part) or id(part) in owned:
             forms[name] = (f"dense {type(part).__name__}", before, before)
             continue
-        new = SparseLinear.of(part, layout=layout).train(part.training)
+        if part not in swapped:
+            swapped[part] = SparseLinear.of(part, layout=layout).train(part.training)
+        new = swapped[part]
         made = _swap(made, path, new)
         forms[name] = (f"{layout}, {new.kept} kept", before, size(new))
     if not any(form.startswith(layout) for form, *_ in forms.values()):
@@ -84,11 +107,23 @@ def to_sparse(ticket: Ticket, model: nn.Module, *, layout: Layout = "csr") -> Ex
     for name, mask in ticket.mask_items:
         other = mask.numel() * dict(ticket.state_items)[name].element_size()
         forms.setdefault(name, ("dense", other, other))
+    error = scale = None
+    if example is not None:
+        with _evaluated(made):
+            error, scale = compared(
+                dense_outputs,
+                made,
+                example,
+                did="Storing weights as sparse matrices",
+                instead="ticket.to_dense",
+            )
     return Export(
         module=made,
         layers=tuple((name, *forms[name]) for name in ticket.masks),
         bytes_before=size(model),
         bytes_after=size(made),
+        error=error,
+        scale=scale,
         provenance=exported(ticket, "tickets.to_sparse", layout=layout),
     )
 
@@ -156,14 +191,22 @@ class SparseLinear(nn.Module):
     @property
     def matrix(self) -> Tensor:
         """W as a sparse tensor, shape ``(out, in)``."""
+        return self._matrix(self.values)
+
+    @property
+    def weight(self) -> Tensor:
+        """The same, for modules that ask a layer for the dtype of its weight."""
+        return self.matrix
+
+    def _matrix(self, values: Tensor) -> Tensor:
         shape = (self.out_features, self.in_features)
         if self.layout == "coo":
             places = torch.stack([self.rows, self.columns])
             return torch.sparse_coo_tensor(
-                places, self.values, shape, is_coalesced=True, check_invariants=False
+                places, values, shape, is_coalesced=True, check_invariants=False
             )
         found: Tensor = torch.sparse_csr_tensor(
-            self.rows, self.columns, self.values, shape, check_invariants=False
+            self.rows, self.columns, values, shape, check_invariants=False
         )
         return found
 
@@ -178,7 +221,14 @@ class SparseLinear(nn.Module):
         """
         count = math.prod(x.shape[:-1])
         columns = x.reshape(count, self.in_features).T
-        y: Tensor = torch.sparse.mm(self.matrix, columns).T
+        if self.values.dtype in _HALF and self.values.device.type == "cpu":
+            # the CPU has no such product of CSR, and that of COO rounds every sum
+            single = self._matrix(self.values.float())
+            product: Tensor = torch.sparse.mm(single, columns.float())
+            y = product.T.to(self.values.dtype)
+        else:
+            product = torch.sparse.mm(self.matrix, columns)
+            y = product.T
         if self.bias is not None:
             y = y + self.bias
         return y.reshape(*x.shape[:-1], self.out_features)
@@ -212,6 +262,17 @@ def exported(ticket: Ticket, made_by: str, **settings: object) -> Provenance:
             ("origin_seed", made.seed),
         ),
     )
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    modes = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def _is_linear(module: nn.Module) -> bool:

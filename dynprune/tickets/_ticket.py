@@ -189,7 +189,9 @@ class Ticket:
         are zero after every backward pass and they themselves after every
         ``optimizer.step()``, whatever momentum and weight decay do, and after every
         ``model.load_state_dict()``. On exit the hooks are removed. Where several
-        optimisers move masked weights, enter one block for each.
+        optimisers move masked weights, enter one block for each. Weights that
+        ``load_state_dict(assign=True)`` replaces are masked too, but a step of an
+        optimiser that still holds the old ones is refused.
 
         A ``DistributedDataParallel`` model is unwrapped, and ranks with different
         masks are refused (``dp.tickets.broadcast`` hands one ticket to all).
@@ -204,7 +206,8 @@ class Ticket:
         Raises:
             InvalidInputError: On entry, if a mask does not fit the model, the
                 optimiser moves none of the masked weights, or data-parallel ranks
-                have different masks.
+                have different masks; at a step, if the optimiser no longer holds
+                the model's weights.
 
         Example:
             >>> net = nn.Linear(2, 1)
@@ -233,7 +236,7 @@ class Ticket:
             The copy.
 
         Raises:
-            InvalidInputError: If a mask does not fit the model.
+            InvalidInputError: If a mask does not fit the model, or it cannot be copied.
         """  # noqa: DOC502 - raised by check_masks
         return _dense.to_dense(self.mask_items, model)
 
@@ -261,7 +264,8 @@ class Ticket:
     def from_torch_prune(model: nn.Module) -> "Ticket":
         """Read a ticket from a model pruned with ``torch.nn.utils.prune``.
 
-        Prunable weights (of ``system.prunable``) without a mask count as kept.
+        Prunable weights (of ``system.prunable``) without a mask count as kept. A tied
+        weight that is pruned at any of its places counts as pruned.
 
         Args:
             model: A model with ``*_orig`` parameters and ``*_mask`` buffers.
@@ -270,7 +274,8 @@ class Ticket:
             Its masks, the parameters before masking, and the other buffers.
 
         Raises:
-            InvalidInputError: If nothing of the model is pruned that way.
+            InvalidInputError: If nothing of the model is pruned that way, or a tied
+                weight has different masks.
         """  # noqa: DOC502 - raised by read
         masks, state, buffers = _torch_prune.read(model)
         first = next(iter(state.values()))

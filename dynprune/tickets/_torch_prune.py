@@ -1,7 +1,7 @@
 """Bridge to ``torch.nn.utils.prune``: masks in the graph of a user's model."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 import torch
@@ -54,6 +54,25 @@ def refresh(module: nn.Module, *_: Any) -> None:
     """
     for method in _methods(module):
         method(module, ())
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model; weights that ``torch.nn.utils.prune`` computed are no obstacle.
+
+    Args:
+        model: The user's model.
+
+    Returns:
+        A deep copy, in which these weights are outside any graph until its next pass.
+    """
+    computed = [
+        getattr(module, str(method._tensor_name))
+        for module in model.modules()
+        for method in _methods(module)
+    ]
+    # not leaves of a graph, which torch does not copy
+    memo: dict[int, Any] = {id(part): part.detach().clone() for part in computed}
+    return copy.deepcopy(model, memo)
 
 
 def make_permanent_(module: nn.Module) -> None:
@@ -125,6 +144,9 @@ def read(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Read masks, state and buffers of a model pruned with ``torch.nn.utils.prune``.
 
+    A weight held in several places has the name of its first place, and is masked and
+    counted if it is in any of them.
+
     Args:
         model: The user's model.
 
@@ -133,36 +155,62 @@ def read(
         masking, and the buffers that are no masks.
 
     Raises:
-        InvalidInputError: If nothing of the model is pruned that way.
-    """
+        InvalidInputError: If nothing of the model is pruned that way, or a tied weight
+            has two masks.
+    """  # noqa: DOC502 - raised by _masks
+    own = _masks(model)
+    weights = {
+        id(part)
+        for module in model.modules()
+        for attribute, part in module._parameters.items()
+        if attribute.removesuffix(_ORIGINAL) in weight_names(module)
+    }
     masks: dict[str, Tensor] = {}
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
-    found = set()
+    for name, part, _ in _places(model):
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        state[name] = part.detach()
+        if id(part) in own:
+            masks[name] = own[id(part)][1]
+        elif id(part) in weights:
+            masks[name] = torch.ones_like(part, dtype=torch.bool)
+    found = {name + _MASK for name, _, mask in _places(model) if mask is not None}
+    others = {
+        name: part.detach() for name, part in model.named_buffers() if name not in found
+    }
+    return masks, state, others
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    # every holder of every parameter, by the name it has without a mask
     for prefix, module in model.named_modules():
         start = f"{prefix}." if prefix else ""
-        buffers = dict(module.named_buffers(recurse=False))
-        for attribute, part in module.named_parameters(recurse=False):
-            plain = attribute.removesuffix(_ORIGINAL)
-            mask = buffers.get(plain + _MASK) if plain != attribute else None
-            if mask is not None:
-                found.add(start + plain + _MASK)
-            if id(part) in seen:
+        for attribute, part in module._parameters.items():
+            if part is None:
                 continue
-            seen.add(id(part))
-            name = start + (attribute if mask is None else plain)
-            state[name] = part.detach()
-            if mask is not None:
-                masks[name] = mask != 0
-            elif attribute in weight_names(module):
-                masks[name] = torch.ones_like(part, dtype=torch.bool)
+            plain = attribute.removesuffix(_ORIGINAL)
+            mask = module._buffers.get(plain + _MASK) if plain != attribute else None
+            yield start + (attribute if mask is None else plain), part, mask
+
+
+def _masks(model: nn.Module) -> dict[int, tuple[str, Tensor]]:
+    found: dict[int, tuple[str, Tensor]] = {}
+    for name, part, mask in _places(model):
+        if mask is None:
+            continue
+        holder, other = found.setdefault(id(part), (name, mask != 0))
+        if not torch.equal(other, mask != 0):
+            raise InvalidInputError(
+                f"{name} and {holder} are one tied weight, but {name} has an other "
+                f"mask than {holder}. Prune it in one place only, or with one mask."
+            )
     if not found:
         raise InvalidInputError(
             "No tensor of the model is pruned with torch.nn.utils.prune (no "
             f"'*{_MASK}' buffer beside a '*{_ORIGINAL}' parameter). Prune it first, or "
             "use Ticket.make."
         )
-    others = {
-        name: part.detach() for name, part in model.named_buffers() if name not in found
-    }
-    return masks, state, others
+    return found

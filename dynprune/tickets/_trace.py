@@ -4,11 +4,13 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from dynprune.core import InvalidInputError, isolated
 from dynprune.tickets._apply import listed
 
 Example = Tensor | tuple[Any, ...]
+_MEMORY = "memory"
 _MIXING = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -144,7 +146,7 @@ class _Tracer(fx.Tracer):
 
 @final
 class _Recorder(fx.Interpreter):
-    """Run a graph and note the shape of every tensor at its node."""
+    """Run a graph; note the shape and the memory of every tensor at its node."""
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node.
@@ -158,6 +160,11 @@ class _Recorder(fx.Interpreter):
         value = fx.Interpreter.run_node(self, n)
         if isinstance(value, Tensor):
             n.meta["shape"] = tuple(value.shape)
+        # of inputs alone: the memory of other tensors may be free and in use again
+        known: dict[int, str] = {}
+        for part in n.all_input_nodes:
+            known |= part.meta.get(_MEMORY, {})
+        n.meta[_MEMORY] = {place: known.get(place, n.name) for place in _places(value)}
         return value
 
 
@@ -202,6 +209,28 @@ def _traced(module: nn.Module, whole: set[nn.Module]) -> fx.GraphModule:
     finally:
         for name in set(vars(module)) - before:  # the tracer's constants
             delattr(module, name)
+
+
+def _places(value: Any) -> set[int]:
+    parts = [part for part in pytree.tree_leaves(value) if isinstance(part, Tensor)]
+    found = {
+        part.untyped_storage().data_ptr()
+        for part in parts
+        if part.layout == torch.strided
+    }
+    return found - {0}  # none
+
+
+def memory_of(node: fx.Node) -> frozenset[str]:
+    """Return where a node's tensors lie; two nodes that share some are aliases.
+
+    Args:
+        node: Of a graph that :func:`graphs` made.
+
+    Returns:
+        Names of the nodes that the memory is from; empty if there is no tensor.
+    """
+    return frozenset(node.meta.get(_MEMORY, {}).values())
 
 
 def shape_of(node: Any) -> tuple[int, ...]:

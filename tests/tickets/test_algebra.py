@@ -184,3 +184,15 @@ def test_globals_stay(untouched):
     with untouched():
         invert(ticket(7), seed=3)
         shuffle(union(ticket(7), ticket(9)))
+
+
+def test_a_buffer_that_is_not_a_number_is_the_same_state():
+    masks, state = {"a": torch.tensor([True, False])}, {"a": torch.ones(2)}
+    nan, other = torch.tensor([torch.nan, 1.0]), torch.tensor([torch.nan, 2.0])
+    made = Ticket.make(masks, state, {"range": nan, "count": torch.tensor(3)})
+    found = union(made, made)
+    assert torch.equal(found.masks["a"], masks["a"])
+    assert found.buffers["range"].isnan().tolist() == [True, False]
+    changed = Ticket.make(masks, state, {"range": other, "count": torch.tensor(3)})
+    with pytest.raises(InvalidInputError, match="different states: range differ"):
+        union(made, changed)

@@ -10,7 +10,7 @@ from torch import nn
 from dynprune.core import InvalidInputError, cite
 from dynprune.system import GradientSystem
 from dynprune.tasks import Problem
-from dynprune.tickets import error_barrier
+from dynprune.tickets import Ticket, compare, error_barrier
 from dynprune.training import train
 
 
@@ -186,3 +186,45 @@ def test_refusals():
         error_barrier(ended(other=[1.0]), ended(other=[1.0]), line())
     with pytest.raises(InvalidInputError, match="given as a finished run"):
         error_barrier(one, torch.ones(3), line())
+
+
+def test_ends_that_are_tickets_are_masked():
+    # E = 1 − |w|: masked, w is 0 at one end; unmasked, 0.5 at both
+    state = {"weight": torch.tensor([[0.5]]), "bias": torch.tensor([0.0])}
+    problem = Problem(
+        make_model=lambda seed: nn.Linear(1, 1),
+        loss_fn=squares,
+        train=hill().train,
+        validation=hill().train,
+        test=hill().train,
+        metric=lambda outputs, targets: outputs.abs().flatten(),
+    )
+    none, full = (
+        Ticket.make(
+            {"weight": torch.tensor([[kept]]), "bias": torch.tensor([True])}, state
+        )
+        for kept in (False, True)
+    )
+    found = error_barrier(none, full, problem, points=3)
+    assert found.errors.tolist() == [1.0, 0.75, 0.5]
+    # locality of what is trained: one weight of two has 1, both have 1/2
+    wide = {"weight": torch.ones(1, 2)}
+    one = Ticket.make({"weight": torch.tensor([[True, False]])}, wide)
+    both = Ticket.make({"weight": torch.tensor([[True, True]])}, wide)
+    data = torch.ones(4, 2), torch.zeros(4, 1)
+    plane = Problem(
+        make_model=lambda seed: nn.Linear(2, 1, bias=False),
+        loss_fn=squares,
+        train=data,
+        validation=data,
+        test=data,
+        metric=lambda outputs, targets: outputs.abs().flatten(),
+    )
+    table = compare(
+        {"one": one, "both": both}, runs=(one, both), problem=plane, shuffles=0
+    )
+    rows = [r for r in table.readings if r.measure == "locality_trained"]
+    assert [row.value for row in rows] == [1.0, 0.5]
+    # the loss (1 + α)² goes from 1 to 4
+    (loss,) = [r.value for r in table.readings if r.measure == "loss_barrier"]
+    assert loss == pytest.approx(4.0 - 2.5)

@@ -308,12 +308,30 @@ def test_wrong_networks_are_refused():
         InvalidInputError, match=r"torch.float64 instead of torch.float"
     ):
         stretch(source, net(20).double())
-    with pytest.raises(InvalidInputError, match="has only its first block"):
+    with pytest.raises(InvalidInputError, match=r"has only its first block.*blocks="):
         stretch(random_ticket(net(8)), net(14))
     with pytest.raises(InvalidInputError, match="method is 'repeat'"):
         stretch(source, net(20), method="repeat")
     with pytest.raises(InvalidInputError, match="The ticket has 3 stages"):
         stretch(source, net(20), blocks=[["stage1_block1"]])
+
+
+def test_equal_layers_without_blocks_are_refused_with_the_way_out():
+    # stem, equal layers and head in one list: the head is taken for a layer
+    def isotropic(depth):
+        with torch.random.fork_rng():
+            layers = [nn.Linear(4, 4) for _ in range(depth)]
+            return nn.Sequential(nn.Linear(2, 4), *layers, nn.Linear(4, 3))
+
+    source, model = random_ticket(isotropic(2)), isotropic(4)
+    with pytest.raises(InvalidInputError, match=r"blocks= .* source_blocks="):
+        stretch(source, model)
+    knobs = {
+        "blocks": [["1", "2", "3", "4"]],
+        "source_blocks": [["1", "2"]],
+    }
+    with pytest.raises(InvalidInputError, match=r"stem or head, differ.*blocks="):
+        stretch(source, model, **knobs)
 
 
 @pytest.mark.parametrize(

@@ -235,3 +235,109 @@ def test_bridge_masks_tied_weights_everywhere():
     found = Ticket.from_torch_prune(model)
     assert list(found.masks) == ["0.weight"]
     assert list(found.state) == ["0.weight"]
+
+
+class Tied(nn.Module):
+    """A head whose weight is that of the embedding, which comes first."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.e = nn.Embedding(5, 4)
+        self.l = nn.Linear(4, 4)
+        self.h = nn.Linear(4, 5, bias=False)
+        self.h.weight = self.e.weight
+
+
+@pytest.mark.parametrize(
+    ("place", "kept"), [("h", 26), ("l", 28), ("e", 26)], ids=["head", "other", "first"]
+)
+def test_bridge_reads_the_mask_of_any_holder_of_a_tied_weight(place, kept):
+    with torch.random.fork_rng():
+        model = Tied()
+        nn.utils.prune.random_unstructured(getattr(model, place), "weight", amount=0.5)
+    found = Ticket.from_torch_prune(model)
+    assert (found.kept, found.prunable_size) == (kept, 20 + 16)
+    assert list(found.masks) == ["e.weight", "l.weight"]
+    name = "l.weight" if place == "l" else "e.weight"
+    assert torch.equal(found.masks[name], getattr(model, place).weight_mask != 0)
+    assert set(found.state) == {"e.weight", "l.weight", "l.bias"}
+
+
+def test_bridge_refuses_two_masks_of_one_weight():
+    with torch.random.fork_rng():
+        model = Tied()
+    mask = torch.ones(5, 4)
+    nn.utils.prune.custom_from_mask(model.e, "weight", mask)
+    mask[0, 0] = 0
+    nn.utils.prune.custom_from_mask(model.h, "weight", mask)
+    with pytest.raises(InvalidInputError, match=r"h\.weight.*other mask.*e\.weight"):
+        Ticket.from_torch_prune(model)
+
+
+def grown(model):
+    return {name: torch.ones_like(part) for name, part in model.state_dict().items()}
+
+
+def test_weights_that_a_state_replaces_are_masked_too():
+    model, _, _, ticket = problem()
+    optimizer = sgd(model.parameters())
+    with ticket.enforced(model, optimizer):
+        old = model[0].weight
+        model.load_state_dict(grown(model), assign=True)
+        assert model[0].weight is not old
+        assert not pruned(model, ticket).any()
+        assert int((model[0].weight != 0).sum()) == int(ticket.masks["0.weight"].sum())
+        with torch.no_grad():
+            model[0].weight.fill_(2.0)
+    assert not pruned(model, ticket).any()
+
+
+def test_an_optimiser_that_lost_the_weights_is_refused_and_a_new_list_is_not():
+    model, x, y, ticket = problem()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ticket.enforced(model, optimizer):
+        model.load_state_dict(grown(model), assign=True)
+        with pytest.raises(InvalidInputError, match=r"0\.weight, 2\.weight.*assign"):
+            loop(model, x, y, optimizer, 1)
+        optimizer.param_groups[0]["params"] = list(model.parameters())
+        before = model[0].weight.detach().clone()
+        loop(model, x, y, optimizer, 1)
+        assert not torch.equal(model[0].weight, before)
+        assert not pruned(model, ticket).any()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        assert not model[0].weight.grad[~ticket.masks["0.weight"]].any()
+    assert not model[0].weight._post_accumulate_grad_hooks
+
+
+def test_a_tie_that_a_state_unties_stays_masked():
+    with torch.random.fork_rng():
+        model = Tied()
+    mask = torch.arange(20).view(5, 4) % 2 == 0
+    ticket = Ticket.make({"e.weight": mask}, dict(model.named_parameters()))
+    with ticket.enforced(model, torch.optim.SGD(model.parameters(), lr=0.1)):
+        model.load_state_dict(grown(model), assign=True)
+        assert model.h.weight is not model.e.weight
+        for part in (model.h.weight, model.e.weight):
+            assert torch.equal(part != 0, mask)
+
+
+@pytest.mark.parametrize("method", [torch.optim.SGD, torch.optim.SparseAdam])
+def test_sparse_gradients_are_masked(method):
+    with torch.random.fork_rng():
+        model = nn.Embedding(6, 4, sparse=True)
+    mask = torch.arange(24).view(6, 4) % 3 == 0
+    ticket = Ticket.make({"weight": mask}, dict(model.named_parameters()))
+    optimizer = method(model.parameters(), lr=0.1)
+    with ticket.enforced(model, optimizer):
+        before = model.weight.detach().clone()
+        model(torch.tensor([1, 4, 1])).sum().backward()
+        slope = model.weight.grad
+        assert slope.is_sparse
+        wanted = torch.zeros(6, 4).index_add_(
+            0, torch.tensor([1, 4, 1]), mask[[1, 4, 1]].float()
+        )
+        assert torch.equal(slope.to_dense(), wanted)
+        optimizer.step()
+        assert not torch.equal(model.weight, before)
+        assert not model.weight[~mask].any()

@@ -1,6 +1,7 @@
 """Effective density and path norm: paths enumerated, chains, and real modules."""
 
 import copy
+import functools
 import itertools
 import math
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from dynprune import tasks
 from dynprune.core import InvalidInputError
 from dynprune.tickets import Ticket, effective_density, path_norm
 from dynprune.tickets._chain import chain_effective
@@ -293,3 +295,102 @@ def test_refusals():
     flat = Ticket.make({"c": torch.ones(3).bool()}, {"c": torch.ones(3)})
     with pytest.raises(InvalidInputError, match="no layer of a chain"):
         effective_density(flat)
+
+
+class Through(nn.Module):
+    """A function after a network."""
+
+    def __init__(self, net, function):
+        nn.Module.__init__(self)
+        self.net, self.function = net, function
+
+    def forward(self, x):
+        return self.function(self.net(x))
+
+
+def residual(depth, last):
+    net = tasks.resnet(depth, 4, in_shape=(3, 8, 8))
+    return (
+        nn.Sequential(net, last) if isinstance(last, nn.Module) else Through(net, last)
+    )
+
+
+@pytest.mark.parametrize("depth", [20, 44, 110])
+@pytest.mark.parametrize(
+    "last",
+    [
+        nn.Softmax(-1),
+        nn.LogSoftmax(-1),
+        nn.Softmin(-1),
+        functools.partial(torch.softmax, dim=-1),
+        functools.partial(nn.functional.log_softmax, dim=-1),
+    ],
+    ids=["Softmax", "LogSoftmax", "Softmin", "softmax", "log_softmax"],
+)
+def test_deep_residual_networks_reach_through_a_softmax(depth, last):
+    net = residual(depth, last)
+    ticket = ticket_of(net, masks_for(net, 2.0, 0))
+    found = effective_density(ticket, net, example=torch.ones(1, 3, 8, 8))
+    assert found["all"] == 1.0
+
+
+def test_a_softmax_is_no_sum_over_paths():
+    net = nn.Sequential(mlp(), nn.Softmax(-1))
+    with pytest.raises(InvalidInputError, match="no sum over paths"):
+        path_norm(ticket_of(net, masks_for(net, 2.0, 0)), net, example=torch.ones(1, 4))
+
+
+def test_a_softmax_mixes_only_along_its_dimension():
+    # two tokens; the second is not read: what leads to it alone is on no path
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Softmax(1))
+    net = Through(net, lambda y: y[:, :1])
+    mask = {"net.0.weight": torch.ones(2, 2).bool()}
+    example = torch.ones(1, 2)
+    assert effective_density(ticket_of(net, mask), net, example=example)["all"] == 1.0
+    net.net[1].dim = 0
+    assert effective_density(ticket_of(net, mask), net, example=example)["all"] == 0.5
+
+
+@pytest.mark.parametrize("clip", [nn.functional.relu6, nn.functional.hardtanh])
+def test_a_function_that_saturates_everywhere_is_refused(clip):
+    net = Through(mlp(), lambda y: clip(1e6 * y))
+    ticket = ticket_of(net, masks_for(net, 2.0, 0))
+    with pytest.raises(InvalidInputError, match=r"saturates.*as a module"):
+        effective_density(ticket, net, example=torch.ones(1, 4))
+
+
+def test_a_network_that_is_cut_has_effective_density_zero():
+    net = mlp()
+    masks = masks_for(net, 2.0, 0)
+    masks["2.weight"][:] = False
+    ticket = ticket_of(net, masks)
+    assert effective_density(ticket, net, example=torch.ones(1, 4))["all"] == 0.0
+
+
+def test_masks_that_the_output_does_not_depend_on_are_refused():
+    net = mlp((4, 2))
+    net.register_module("idle", nn.Identity())
+    net.idle.register_parameter("weight", nn.Parameter(torch.ones(2, 4)))
+    ticket = ticket_of(net, {"idle.weight": torch.ones(2, 4).bool()})
+    with pytest.raises(InvalidInputError, match=r"does not depend on.*idle\.weight"):
+        effective_density(ticket, net, example=torch.ones(1, 4))
+
+
+def test_rows_of_a_masked_embedding_count_where_the_example_asks_for_them():
+    class Bag(nn.Module):
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.e, self.o = nn.Embedding(10, 4), nn.Linear(4, 2)
+
+        def forward(self, ids):
+            return self.o(self.e(ids).mean(1))
+
+    net = Bag()
+    ticket = ticket_of(net, masks_for(net, 2.0, 0))
+    for ids, rows in (
+        (torch.zeros(1, 5, dtype=torch.long), 1),
+        (torch.arange(5)[None], 5),
+    ):
+        found = effective_density(ticket, net, example=ids)
+        assert found["e.weight"] == rows / 10
+        assert found["o.weight"] == 1.0

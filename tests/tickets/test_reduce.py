@@ -12,6 +12,7 @@ from torch.nn import functional
 from dynprune.core import InvalidInputError
 from dynprune.tasks import resnet
 from dynprune.tickets import Ticket, reduce, remove_units
+from dynprune.tickets._same_outputs import compared, outputs
 
 ROUNDING = 1e-12  # relative, sums of tens of float64 numbers in another order
 
@@ -774,3 +775,78 @@ def test_units_of_a_residual_stream_named_together():
     assert small.stem_norm.num_features == 3
     assert small.stage2_block1.shortcut.conv.in_channels == 3
     assert small(torch.ones(2, 128).double()).shape == (2, 10)
+
+
+class Aliased(nn.Module):
+    """A tensor is changed in place through another name of its memory."""
+
+    def __init__(self, alias, *, after=False):
+        nn.Module.__init__(self)
+        self.alias, self.after = alias, after
+        self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 3, bias=False)
+
+    def forward(self, x):
+        y = self.one(x)
+        v = self.alias(y)
+        if self.after:
+            return self.two(functional.relu(y, inplace=True)).sum() + v.sum()
+        functional.relu(v, inplace=True)
+        return self.two(y)
+
+
+ALIASES = {
+    "detach": lambda y: y.detach(),
+    "contiguous": lambda y: y.contiguous(),
+    "view": lambda y: y.view(-1, 4, 2),
+    "flatten": lambda y: y.flatten(1),
+    "transpose": lambda y: y.transpose(0, 1),
+    "slice": lambda y: y[:, :4],
+    "chunk": lambda y: y.chunk(2, dim=1)[0],
+    "twice": lambda y: y.detach().view(-1, 8).reshape(-1, 2, 4),
+    "dropout": nn.Dropout(),
+    "identity": nn.Identity(),
+}
+
+
+@pytest.mark.parametrize("name", ALIASES)
+@pytest.mark.parametrize("after", [False, True], ids=["alias changed", "alias read"])
+def test_changes_in_place_are_seen_through_aliases(name, after):
+    model = filled(Aliased(ALIASES[name], after=after))
+    ticket = pruned(model, 0.5)
+    with pytest.raises(InvalidInputError, match="'relu' changes a tensor in place"):
+        reduce(ticket, model, example=torch.ones(5, 4).double())
+
+
+def test_a_copy_is_no_alias():
+    model = filled(Aliased(lambda y: y.clone()))
+    found = reduce(pruned(model, 0.5), model, example=torch.ones(5, 4).double())
+    assert found.error <= 1e-12 * found.scale
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4], ids=str)
+def test_outputs_are_compared_relative_to_their_size(scale):
+    def model(weight):
+        net = nn.Linear(2, 2, bias=False)
+        with torch.no_grad():
+            net.weight.copy_(weight * scale)
+        return net
+
+    whole, x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(1, 2)
+    before = outputs(model(whole), x)
+    error, size = compared(before, model(whole * (1.0 + 1e-5)), x)
+    assert 0.0 < error < 1e-4 * size
+    with pytest.raises(InvalidInputError, match="changed the network's outputs"):
+        compared(before, model(whole * 1.01), x)
+
+
+def test_outputs_that_are_zero_may_differ_by_roundings():
+    net, x = nn.Linear(2, 2), torch.ones(1, 2)
+    with torch.no_grad():
+        for part in net.parameters():
+            part.zero_()
+        before = outputs(net, x)
+        net.bias.fill_(1e-7)
+        assert compared(before, net, x)[1] == 0.0
+        net.bias.fill_(1e-5)
+    with pytest.raises(InvalidInputError, match="changed the network's outputs"):
+        compared(before, net, x)

@@ -81,10 +81,33 @@ def test_dense_of_another_model_is_refused():
         pruned(net()).to_dense(nn.Linear(2, 2))
 
 
+def test_a_model_just_pruned_by_torch_can_be_exported():
+    model = net()
+    nn.utils.prune.l1_unstructured(model[3], "weight", amount=300)
+    nn.utils.prune.random_unstructured(model[3], "bias", amount=3)
+    assert not model[3].weight.is_leaf
+    found = Ticket.from_torch_prune(model)
+    dense = found.to_dense(model)
+    assert list(dense.state_dict()) == list(net().state_dict())
+    assert all(part.is_leaf for part in dense.parameters())
+    assert torch.equal(dense[3].weight, model[3].weight)
+    assert torch.equal(dense[3].bias, model[3].bias)
+    torch.testing.assert_close(dense(inputs()), model(inputs()))
+    assert nn.utils.prune.is_pruned(model)
+    assert isinstance(to_sparse(found, model).module[3], SparseLinear)
+    # attention reads the weight of its projection without calling it
+    with torch.random.fork_rng():
+        attention = nn.MultiheadAttention(4, 2).double()
+        nn.utils.prune.random_unstructured(attention.out_proj, "weight", amount=5)
+    x = torch.ones(3, 1, 4, dtype=torch.float64)
+    plain = Ticket.from_torch_prune(attention).to_dense(attention)
+    torch.testing.assert_close(plain(x, x, x), attention(x, x, x))
+
+
 def test_a_model_that_cannot_be_copied_is_refused():
     model = net()
-    nn.utils.prune.l1_unstructured(model[3], "weight", amount=3)
-    with pytest.raises(InvalidInputError, match=r"cannot be copied.*prune\.remove"):
+    model[3].seen = model[3].weight * 2.0
+    with pytest.raises(InvalidInputError, match=r"cannot be copied.*leaves"):
         pruned(net()).to_dense(model)
 
 
@@ -196,3 +219,98 @@ def test_nothing_to_make_sparse_is_refused():
         to_sparse(made, model)
     with pytest.raises(InvalidInputError, match="layout is 'bsr'"):
         to_sparse(pruned(model), model, layout="bsr")
+
+
+def test_a_module_of_two_names_is_one_sparse_module():
+    with torch.random.fork_rng():
+        shared = nn.Linear(6, 6).double()
+    whole = nn.Sequential(shared, nn.Tanh(), shared)
+    made = pruned(whole, 0.3)
+    found = to_sparse(made, whole)
+    assert isinstance(found.module[0], SparseLinear)
+    assert found.module[2] is found.module[0]
+    x = torch.ones(2, 6, dtype=torch.float64)
+    close(found.module(x), made.to_dense(whole)(x))
+    assert found.bytes_after < found.bytes_before
+
+
+@pytest.mark.parametrize("layout", ["csr", "coo"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_equals_dense(layout, dtype):
+    model = net(torch.float32).to(dtype)
+    made = pruned(model)
+    x = inputs(torch.float32).to(dtype)
+    found = to_sparse(made, model, layout=layout).module
+    with torch.no_grad():
+        wanted, y = made.to_dense(model)(x), found(x)
+    assert y.dtype == dtype
+    assert found[3].values.dtype == dtype
+    # sums of 32 products, in float32 or rounded at every one
+    bound = 32 * torch.finfo(dtype).eps * float(wanted.abs().max())
+    assert float((y - wanted).abs().max()) <= bound
+    # a model that is cast afterwards
+    cast = to_sparse(pruned(net()), net(), layout=layout).module.to(dtype)
+    assert cast(x).dtype == dtype
+
+
+def test_a_weight_that_is_asked_for_its_dtype_and_shape():
+    model = nn.Linear(6, 4).double()
+    made = pruned(model, 0.4)
+    sparse = to_sparse(made, model).module
+    assert sparse.weight.dtype == torch.float64
+    assert sparse.weight.shape == (4, 6)
+    assert sparse.weight.device == model.weight.device
+    assert torch.equal(sparse.weight.to_dense(), made.to_dense(model).weight)
+    assert "weight" not in sparse.state_dict()
+
+
+def test_hugging_face_t5():
+    transformers = pytest.importorskip("transformers")
+    settings = transformers.T5Config(
+        vocab_size=20, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=2
+    )
+    with torch.random.fork_rng():
+        model = transformers.T5EncoderModel(settings).eval()
+    made = pruned(model, 0.3)
+    found = to_sparse(made, model)
+    ids = torch.arange(6)[None]
+    forms = {name: form for name, form, *_ in found.layers}
+    name = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+    assert forms[name].startswith("csr")
+    with torch.no_grad():
+        wanted = made.to_dense(model)(input_ids=ids).last_hidden_state
+        close(found.module(input_ids=ids).last_hidden_state, wanted)
+
+
+class Reads(nn.Module):
+    """A layer that is read without calling it."""
+
+    def __init__(self, read):
+        nn.Module.__init__(self)
+        self.read = read
+        with torch.random.fork_rng():
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.two(x) * self.read(self.one)
+
+
+def test_outputs_are_compared_where_an_example_is_given():
+    model = net()
+    made = pruned(model)
+    model.train()
+    found = to_sparse(made, model, example=inputs())
+    assert 0.0 <= found.error <= 1e-12 * found.scale
+    assert found.scale == float(made.to_dense(model)(inputs()).detach().abs().max())
+    assert all(part.training for part in found.module.modules())
+    assert "not compared" not in found.summary()
+    # an error, and in silence another number
+    for read in (
+        lambda one: one.weight.view(-1)[0],
+        lambda one: len([*one.parameters()]),
+    ):
+        other = Reads(read)
+        with pytest.raises(InvalidInputError, match=r"matrices changed.*to_dense"):
+            to_sparse(pruned(other, 0.5), other, example=torch.ones(1, 4))
+    with pytest.raises(InvalidInputError, match="cannot be called with this example"):
+        to_sparse(made, model, example=torch.ones(1, 3))
