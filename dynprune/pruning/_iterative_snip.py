@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from dynprune.core import Cost, derive_seed
+from dynprune.core import Cost
 from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._from_scores import from_scores, record
-from dynprune.pruning._rounds import check_rounds, in_rounds
+from dynprune.pruning._rounds import check_rounds, in_rounds, seed_of
 from dynprune.pruning._scored_net import Mode, ScoredNet
 from dynprune.pruning._snip import sensitivities
 from dynprune.system import GradientSystem
@@ -61,7 +61,7 @@ def iterative_snip(
 
     def score(t: int, masks: dict[str, Tensor]) -> dict[str, Tensor]:
         net.restrict_(masks)
-        return sensitivities(net, seed=derive_seed(seed, t))
+        return sensitivities(net, seed=seed_of(seed, t))
 
     scores, alive = in_rounds(
         system, score, density=density, rounds=rounds, may_return=False

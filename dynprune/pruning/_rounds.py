@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, derive_seed
 from dynprune.pruning._count_rules import kept_count
 from dynprune.pruning._from_scores import survivors
 from dynprune.pruning._select import check_choice, check_room, check_scores, select
@@ -24,6 +24,19 @@ def check_rounds(rounds: int) -> None:
     """
     if rounds < 1:
         raise InvalidInputError(f"{rounds} rounds were asked for. Pass at least 1.")
+
+
+def seed_of(seed: int, t: int) -> int:
+    """Return the seed of a round: the first is the method that has one only.
+
+    Args:
+        seed: Of all rounds.
+        t: The round, from 1.
+
+    Returns:
+        ``seed`` itself in round 1, another one in each later round.
+    """
+    return seed if t == 1 else derive_seed(seed, t)
 
 
 def in_rounds(

@@ -12,6 +12,7 @@ from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._count_rules import kept_count
 from dynprune.pruning._from_scores import from_scores, record, survivors
 from dynprune.pruning._private_copy import private_copy
+from dynprune.pruning._prunable import check_masks
 from dynprune.pruning._select import check_scores, select
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -54,7 +55,8 @@ def synflow_scores(
         Name to float64 scores, for each of ``system.prunable``; zero where pruned.
 
     Raises:
-        InvalidInputError: If the input's shape is not known or an output is no tensor.
+        InvalidInputError: If the input's shape is not known, an output is no tensor,
+            or a mask is missing, not boolean or of a wrong shape.
 
     Cost:
         The forward and backward pass of one example, 1/N gradients; no forward passes
@@ -70,9 +72,11 @@ def synflow_scores(
         >>> system = GradientSystem(net, torch.nn.functional.mse_loss, (x, y))
         >>> synflow_scores(system.with_state(torch.tensor([3.0, -1.0])))
         {'weight': tensor([[3., 1.]], dtype=torch.float64)}
-    """  # noqa: DOC502 - raised by flow_of
-    flow = flow_of(system, activations=activations, example=example)
-    return flow(survivors(system) if masks is None else masks)
+    """  # noqa: DOC502 - raised by flow_of and check_masks
+    if masks is None:
+        masks = survivors(system)
+    check_masks(masks, system)
+    return flow_of(system, activations=activations, example=example)(masks)
 
 
 def synflow(
