@@ -135,8 +135,9 @@ class MaskTraining:
         for batch in self.order.epoch(number):
             if before is not None:
                 before(self.net)
+            asked = self._mover.evaluations
             losses.append(self._mover.step(batch))
-            self._seen += self.order.weight(batch)
+            self._seen += self.order.weight(batch) * (self._mover.evaluations - asked)
             self._steps += 1
         if not losses:
             raise InvalidInputError(

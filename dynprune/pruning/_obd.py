@@ -10,7 +10,7 @@ from dynprune.core import Cost, NumericalWarning, unknown
 from dynprune.operators import AbstractOperator, GaussNewtonOperator, HessianOperator
 from dynprune.pruning._collapse import Collapse, check_known
 from dynprune.pruning._from_scores import from_scores, record
-from dynprune.pruning._prunable import check_prunable
+from dynprune.pruning._prunable import check_prunable, probe_cost
 from dynprune.pruning._select import Scope, kept_count
 from dynprune.spectral import Diagonal, diagonal
 from dynprune.system import GradientSystem
@@ -51,8 +51,8 @@ def obd_diagonal(
 
     Cost:
         ``matvecs`` HVPs (as many as the weights, if fewer), no forward passes alone,
-        and the gradients of the determinism probe: two, of at most 8 examples where
-        the data are resident.
+        and for a new system the gradients of the determinism probe: two, of at most 8
+        examples where the data are resident.
 
     Source:
         LeCun, Denker and Solla, *Optimal Brain Damage*, NeurIPS 1989.
@@ -111,8 +111,8 @@ def obd_scores(
 
     Cost:
         ``matvecs`` HVPs (as many as the weights, if fewer), no forward passes alone,
-        and the gradients of the determinism probe: two, of at most 8 examples where
-        the data are resident.
+        and for a new system the gradients of the determinism probe: two, of at most 8
+        examples where the data are resident.
 
     Source:
         LeCun, Denker and Solla, *Optimal Brain Damage*, NeurIPS 1989.
@@ -164,8 +164,8 @@ def obd(
 
     Cost:
         ``matvecs`` HVPs (as many as the weights, if fewer), no forward passes alone,
-        and the gradients of the determinism probe: two, of at most 8 examples where
-        the data are resident.
+        and for a new system the gradients of the determinism probe: two, of at most 8
+        examples where the data are resident.
 
     Source:
         LeCun, Denker and Solla, *Optimal Brain Damage*, NeurIPS 1989.
@@ -173,6 +173,7 @@ def obd(
     kept_count(density, 1)
     check_known(collapse)
     _check_negative(negative)
+    probe = probe_cost(system)
     found = obd_diagonal(system, curvature=curvature, matvecs=matvecs, seed=seed)
     settings = {
         "curvature": curvature,
@@ -192,7 +193,7 @@ def obd(
         provenance=record(
             system, "pruning.obd", seed=seed, settings=settings, sources=sources
         ),
-        cost=Cost(gradients=system.probe_gradients, hvps=found.matvecs),
+        cost=Cost(gradients=probe, hvps=found.matvecs),
     )
 
 

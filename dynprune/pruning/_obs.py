@@ -24,7 +24,7 @@ from dynprune.pruning._inverse_blocks import (
     summed_update,
 )
 from dynprune.pruning._obd import prunable_coordinates
-from dynprune.pruning._prunable import check_finite
+from dynprune.pruning._prunable import check_finite, probe_cost
 from dynprune.pruning._select import Scope, kept_count
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -57,8 +57,8 @@ def obs_scores(
         block_size: See :func:`obs`.
         damping: See :func:`obs`.
         samples: See :func:`obs`.
-        order: ``"one-shot"`` gives the scores above, ``"sequential"`` ranks in the
-            order of removal.
+        order: ``"one-shot"`` gives the scores above, ``"sequential"`` ranks from 1 in
+            the order of removal.
         seed: Of the draw of examples.
 
     Returns:
@@ -163,9 +163,9 @@ def obs(
 
     Cost:
         Fisher: n / N gradients, one example at a time, and N B numbers in float64; no
-        HVPs. Exact curvatures: one HVP per weight, the gradients of the determinism
-        probe, and a dense matrix. No forward passes alone. The updates and the
-        sequential order need N B² operations.
+        HVPs. Exact curvatures: one HVP per weight, for a new system the gradients of
+        the determinism probe, and a dense matrix. No forward passes alone. The
+        updates and the sequential order need N B² operations.
 
     Source:
         Hassibi and Stork, *Second order derivatives for network pruning: Optimal Brain
@@ -343,11 +343,12 @@ def _exact(
     curvature: str,
     damping: float,
 ) -> tuple[dict[str, Tensor], Cost]:
+    probe = probe_cost(system)
     kind = HessianOperator if curvature == "hessian" else GaussNewtonOperator
     whole: AbstractOperator = kind(system)
     block = whole.restrict(prunable_coordinates(system))
     matrix = block.dense()
-    cost = Cost(gradients=system.probe_gradients, hvps=float(block.size))
+    cost = Cost(gradients=probe, hvps=float(block.size))
     found, first = {}, 0
     for name, kept in alive.items():
         own = slice(first, first + int(kept.sum()))

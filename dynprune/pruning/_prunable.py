@@ -110,3 +110,15 @@ def check_masks(masks: Mapping[str, Tensor], system: GradientSystem) -> None:
                 f"The mask of {name!r} has shape {tuple(mask.shape)}, the weights "
                 f"{tuple(shapes[name])}. Pass one entry for each weight."
             )
+
+
+def probe_cost(system: GradientSystem) -> float:
+    """Return what the determinism probe of a system will cost, if it is still to come.
+
+    Args:
+        system: The system, before it meets an operator.
+
+    Returns:
+        Gradients; 0 for a system that was probed before.
+    """
+    return 0.0 if system._deterministic else system.probe_gradients

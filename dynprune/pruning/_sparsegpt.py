@@ -37,9 +37,9 @@ def sparsegpt(
     .. math:: \min_{\hat w} \; |X w - X \hat w|^2, \qquad
               H = \tfrac{2}{n} X^\top X + \lambda \bar h I
 
-    with :math:`\bar h` the mean diagonal before damping,
-    columns are visited from left to right. With F the columns from j on, a weight
-    :math:`w_j` that is pruned is made up for by those after it,
+    with :math:`\bar h` the mean diagonal before damping, over the inputs that are not
+    zero on all data, columns are visited from left to right. With F the columns from
+    j on, a weight :math:`w_j` that is pruned is made up for by those after it,
 
     .. math:: w_F \leftarrow w_F - \frac{w_j}{[H_{FF}^{-1}]_{jj}} H_{FF}^{-1} e_j ,
 
