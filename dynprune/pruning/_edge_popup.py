@@ -15,8 +15,8 @@ from dynprune.core import (
     seeded_generators,
     track,
 )
-from dynprune.pruning._collapse import Collapse, check_known
-from dynprune.pruning._from_scores import from_scores, record, survivors
+from dynprune.pruning._collapse import Collapse, check_collapse, check_known
+from dynprune.pruning._from_scores import record, survivors
 from dynprune.pruning._mask_training import MaskTraining, Weights
 from dynprune.pruning._masked_net import Rule, straight_through
 from dynprune.pruning._select import Scope, check_scores, kept_count, select
@@ -143,10 +143,17 @@ def edge_popup(
         "losses": training.losses,
     }
     sizes = {name: part.abs() for name, part in training.scores().items()}
-    found = from_scores(system, sizes, density=density, scope=scope, collapse=collapse)
-    settings["collapse"] = dict(found.provenance.settings)["collapse"]
+    masks = select(sizes, alive, density=density, scope=scope)
+    settings["collapse"] = check_collapse(
+        system,
+        masks,
+        density=density,
+        collapse=collapse,
+        advice="Pass a higher density"
+        + (", or scope='layer'" if scope == "global" else ""),
+    )
     return Ticket.make(
-        found.masks,
+        masks,
         training.state,
         training.buffers(),
         provenance=record(

@@ -188,7 +188,11 @@ def gem_miner(
     settings |= {
         "density": density,
         "collapse": check_collapse(
-            system, training.alive(), density=density, collapse=collapse
+            system,
+            training.alive(),
+            density=density,
+            collapse=collapse,
+            advice="Pass a higher density, or a smaller penalty",
         ),
         "epochs": epochs,
         "freeze_every": freeze_every,

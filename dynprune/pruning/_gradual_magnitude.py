@@ -180,6 +180,8 @@ def gradual_magnitude(
         seed=seed,
         record_every=record_every,
         collapse=collapse,
+        advice="Pass a higher density"
+        + (", or scope='layer'" if scope == "global" else ""),
     )
 
 

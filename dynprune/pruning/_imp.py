@@ -167,7 +167,13 @@ def imp(
             if rewind != "weights":
                 origin, buffers = levels[-1].state, levels[-1].buffers
         looked = check_collapse(
-            start, masks, density=float(densities[n]), collapse=collapse, before=looked
+            start,
+            masks,
+            density=float(densities[n]),
+            collapse=collapse,
+            before=looked,
+            advice="Stop at a higher density"
+            + (", or pass scope='layer'" if scope == "global" else ""),
         )
         one = {"density": float(densities[n]), "level": n, "collapse": looked} | how
         ticket = Ticket.make(

@@ -135,4 +135,5 @@ def rigl(
         seed=seed,
         record_every=record_every,
         collapse=collapse,
+        advice="Pass a higher density, or other densities of the layers (layers=)",
     )

@@ -124,4 +124,5 @@ def sparse_evolution(
         seed=seed,
         record_every=record_every,
         collapse=collapse,
+        advice="Pass a higher density, or other densities of the layers (layers=)",
     )
