@@ -16,9 +16,10 @@ from dynprune.pruning._early_bird_network import SmallerNet
 from dynprune.pruning._early_bird_results import EarlyBird, Unit
 from dynprune.pruning._early_bird_search import Search
 from dynprune.pruning._from_scores import full_state, record, survivors
+from dynprune.pruning._numbers import as_density
 from dynprune.pruning._prunable import check_finite
 from dynprune.pruning._scales import scales
-from dynprune.pruning._select import check_scores, kept_count, select
+from dynprune.pruning._select import check_scores, select
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 from dynprune.training import Recipe
@@ -111,6 +112,7 @@ def early_bird(
         Linear(in_features=3, out_features=4, bias=True)
     """  # noqa: DOC502 - some are raised by the parts
     system.check_one_process("Drawing an early-bird ticket")
+    density = None if density is None else as_density(density)
     look = _look(system, density, prune_ratio, unit)
     _check(system, train, unit, penalty, window, tolerance, start)
     check_finite(system)
@@ -214,8 +216,6 @@ def _look(
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     alive = {name: torch.ones(shapes[name], dtype=torch.bool) for name in names}
     check_scores(alive, {name: shapes[name] for name in names})
-    if density is not None:
-        kept_count(density, 1)
 
     def masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         sizes = {name: state[name].detach().abs() for name in names}

@@ -19,6 +19,7 @@ from dynprune.pruning._collapse import Collapse, check_collapse, check_known
 from dynprune.pruning._from_scores import record, survivors
 from dynprune.pruning._mask_training import MaskTraining, Weights
 from dynprune.pruning._masked_net import Rule, straight_through
+from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._select import Scope, check_scores, kept_count, select
 from dynprune.pruning._signed_weights import fans
 from dynprune.system import GradientSystem
@@ -104,6 +105,7 @@ def edge_popup(
     """  # noqa: DOC502 - raised by the parts
     system.check_one_process("Edge-popup")
     check_known(collapse)
+    density, epochs = as_density(density), as_count("epochs", epochs)
     alive = survivors(system)
     check_scores(alive, {name: tuple(part.shape) for name, part in alive.items()})
     ones = {name: part.double() for name, part in alive.items()}

@@ -7,6 +7,7 @@ import torch
 from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._count_rules import kept_count
 from dynprune.pruning._from_scores import from_scores, record
+from dynprune.pruning._numbers import as_density
 from dynprune.pruning._random import random_scores
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -50,7 +51,7 @@ def erk_densities(system: GradientSystem, *, density: float) -> dict[str, float]
     """  # noqa: DOC502 - raised by kept_count
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     own = {name: shapes[name] for name in system.prunable}
-    kept_count(density, 1)
+    density = as_density(density)
     sizes = {name: math.prod(shape) for name, shape in own.items()}
     raw = {name: sum(shape) / math.prod(shape) for name, shape in own.items()}
     dense: set[str] = set()
@@ -102,6 +103,7 @@ def erk(
         Evci et al., *Rigging the Lottery: Making All Tickets Winners*, ICML 2020; the
         rounding is ours.
     """  # noqa: DOC502 - raised by from_scores
+    density = as_density(density)
     densities = erk_densities(system, density=density)
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     sizes = {name: torch.Size(shapes[name]).numel() for name in densities}

@@ -7,8 +7,9 @@ from torch import Tensor
 from dynprune.core import Cost
 from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._from_scores import from_scores, record, survivors
+from dynprune.pruning._numbers import as_count
 from dynprune.pruning._prunable import check_masks
-from dynprune.pruning._rounds import check_rounds, in_rounds, seed_of
+from dynprune.pruning._rounds import in_rounds, seed_of
 from dynprune.pruning._scored_net import Mode, ScoredNet
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -105,7 +106,7 @@ def force(
         de Jorge et al., *Progressive Skeletonization: Trimming more fat from a network
         at initialization*, ICLR 2021.
     """  # noqa: DOC502 - raised by in_rounds and from_scores
-    check_rounds(rounds)
+    rounds = as_count("rounds", rounds)
     net = ScoredNet(system, mode=mode)
     scores, _ = in_rounds(
         system,

@@ -22,7 +22,8 @@ from dynprune.pruning._collapse import Collapse, check_collapse, check_known
 from dynprune.pruning._from_scores import record, survivors
 from dynprune.pruning._mask_training import MaskTraining, Weights
 from dynprune.pruning._masked_net import MaskedNet, straight_through
-from dynprune.pruning._select import check_room, check_scores, kept_count, select
+from dynprune.pruning._numbers import as_count, as_density
+from dynprune.pruning._select import check_room, check_scores, select
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 from dynprune.training import OptimizerFactory, Schedule
@@ -131,6 +132,8 @@ def gem_miner(
     """
     system.check_one_process("Mining a ticket")
     check_known(collapse)
+    density, epochs = as_density(density), as_count("epochs", epochs)
+    freeze_every = as_count("freeze_every", freeze_every)
     rounds = _rounds(density, epochs, freeze_every)
     if rule not in {"gem_miner", "exact"}:
         raise InvalidInputError(f"rule is {rule!r}. Pass 'gem_miner' or 'exact'.")
@@ -326,9 +329,6 @@ def _advice(penalty: float, threshold: float) -> str:
 
 
 def _rounds(density: float, epochs: int, freeze_every: int) -> int:
-    kept_count(density, 1)
-    if freeze_every < 1:
-        raise InvalidInputError(f"freeze_every is {freeze_every}. Pass at least 1.")
     rounds = (epochs - 1) // freeze_every
     if rounds < 1 and density < 1.0:
         raise InvalidInputError(

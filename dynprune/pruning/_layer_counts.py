@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dynprune.core import InvalidInputError, derive_seed, generator, unknown
 from dynprune.pruning._erk import erk_densities
+from dynprune.pruning._numbers import as_density
 from dynprune.pruning._select import kept_count
 from dynprune.system import GradientSystem
 
@@ -40,6 +41,7 @@ def layer_counts(
         raise unknown("layers", layers, get_args(LayerDensities))
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     sizes = {name: math.prod(shapes[name]) for name in system.prunable}
+    density = as_density(density)
     total = kept_count(density, sum(sizes.values()))
     if total < len(sizes):
         raise InvalidInputError(

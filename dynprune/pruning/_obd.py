@@ -10,8 +10,9 @@ from dynprune.core import Cost, NumericalWarning, unknown
 from dynprune.operators import AbstractOperator, GaussNewtonOperator, HessianOperator
 from dynprune.pruning._collapse import Collapse, check_known
 from dynprune.pruning._from_scores import from_scores, record
+from dynprune.pruning._numbers import as_density
 from dynprune.pruning._prunable import check_prunable, probe_cost
-from dynprune.pruning._select import Scope, kept_count
+from dynprune.pruning._select import Scope
 from dynprune.spectral import Diagonal, diagonal
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -170,7 +171,7 @@ def obd(
     Source:
         LeCun, Denker and Solla, *Optimal Brain Damage*, NeurIPS 1989.
     """  # noqa: DOC502 - raised by the parts
-    kept_count(density, 1)
+    density = as_density(density)
     check_known(collapse)
     _check_negative(negative)
     probe = probe_cost(system)

@@ -23,9 +23,10 @@ from dynprune.pruning._inverse_blocks import (
     started,
     summed_update,
 )
+from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._obd import prunable_coordinates
 from dynprune.pruning._prunable import check_finite, probe_cost
-from dynprune.pruning._select import Scope, kept_count
+from dynprune.pruning._select import Scope
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 
@@ -171,7 +172,7 @@ def obs(
         Hassibi and Stork, *Second order derivatives for network pruning: Optimal Brain
         Surgeon*, NeurIPS 1992; Singh and Alistarh, *WoodFisher*, NeurIPS 2020.
     """  # noqa: DOC502 - raised by the parts
-    kept_count(density, 1)
+    density = as_density(density)
     check_known(collapse)
     _check_known("update", update, get_args(Update))
     _check_known("order", order, get_args(Order))
@@ -198,7 +199,7 @@ def obs(
         "scope": scope,
         "collapse": dict(draft.provenance.settings)["collapse"],
         "curvature": curvature,
-        "block_size": block_size,
+        "block_size": None if block_size is None else int(block_size),
         "damping": damping,
         "samples": surgeon.samples,
         "order": order,
@@ -241,7 +242,11 @@ class _Surgeon:
         samples: int | None,
         seed: int,
     ) -> "_Surgeon":
-        _check(curvature, block_size, damping, samples)
+        _check(curvature, damping)
+        if block_size is not None:
+            block_size = as_count("block_size", block_size)
+        if samples is not None:
+            samples = as_count("samples", samples)
         system.check_one_process("Scoring weights")
         prunable_coordinates(system)
         check_finite(system)
@@ -370,16 +375,8 @@ def _check_positive(name: str, inverse: Tensor, costs: Tensor) -> None:
         )
 
 
-def _check(
-    curvature: str, block_size: int | None, damping: float, samples: int | None
-) -> None:
+def _check(curvature: str, damping: float) -> None:
     _check_known("curvature", curvature, get_args(OBSCurvature))
-    if block_size is not None and block_size < 1:
-        raise InvalidInputError(
-            f"block_size is {block_size}. Pass at least 1, or None for whole tensors."
-        )
-    if samples is not None and samples < 1:
-        raise InvalidInputError(f"samples is {samples}. Pass at least 1, or None.")
     if not 0.0 <= damping < float("inf") or (curvature == "fisher" and damping == 0):
         raise InvalidInputError(
             f"damping is {damping} with curvature={curvature!r}. Pass a positive "

@@ -371,7 +371,7 @@ def test_too_large_a_penalty_names_layer_penalty_and_remedy(untouched):
         ({"density": 0.5, "weights": "random"}, "weights is 'random'"),
         ({"density": 0.5, "mode": "test"}, "mode is 'test'"),
         ({"density": 0.5, "batch_size": 0}, "batch_size is 0"),
-        ({"density": 1.0, "epochs": 0}, "0 epochs"),
+        ({"density": 1.0, "epochs": 0}, "epochs is 0"),
         ({"density": 0.5, "optimizer": 3}, "The optimizer is"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

@@ -393,6 +393,7 @@ FROZEN = {"schedule": lambda made: lr_scheduler.LambdaLR(made, lambda step: step
     [
         ({"rewind": "rate"}, "Unknown rewind 'rate'"),
         ({"rewind_step": -1}, "rewind_step is -1"),
+        ({"rewind_step": 7}, "7 of 7 steps: levels"),
         ({"rewind": "learning-rate", "rewind_step": 7}, "7 of 7 steps: levels from 1"),
         ({"rewind": "fine-tune", "rewind_step": 9}, "9 of 7 steps: levels from 1"),
         ({"rewind": "fine-tune", "train": recipe(**FROZEN)}, "last one, is 0: fine-"),
