@@ -75,7 +75,9 @@ def check_collapse(
     check_known(collapse)
     if collapse == "ignore" or all(bool(mask.all()) for mask in masks.values()):
         return {"dependence": "not tested"}
-    empty = {name: mask.numel() for name, mask in masks.items() if not mask.any()}
+    # a tensor that never held a weight has lost none
+    sizes = {name: mask.numel() for name, mask in masks.items() if mask.numel()}
+    empty = {name: size for name, size in sizes.items() if not masks[name].any()}
     found, spent = dependence(system, masks)
     record = {
         "dependence": found.value,

@@ -214,7 +214,7 @@ def _start(system: GradientSystem, *, seed: int) -> dict[str, Tensor]:
     for name, number in fans(system).items():
         source = generator(derive_seed("edge_popup", seed, name))
         unit = torch.rand(shapes[name], generator=source, dtype=torch.float64)
-        found[name] = (2.0 * unit - 1.0) / math.sqrt(number)
+        found[name] = (2.0 * unit - 1.0) / math.sqrt(max(number, 1))
     return found
 
 

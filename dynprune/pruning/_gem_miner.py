@@ -293,8 +293,10 @@ def _freeze_(training: MaskTraining, r: float, goal: float | None) -> float:
 
 def _empty(net: MaskedNet) -> list[str]:
     with torch.no_grad():
-        kept = torch.stack([part.sum() for part in net.masks()]).tolist()
-    return [name for name, count in zip(net.names, kept, strict=True) if not count]
+        masks = net.masks()
+        kept = torch.stack([part.sum() for part in masks]).tolist()
+    found = zip(net.names, masks, kept, strict=True)
+    return [name for name, mask, count in found if mask.numel() and not count]
 
 
 def _report(

@@ -25,7 +25,7 @@ from dynprune.pruning._inverse_blocks import (
 )
 from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._obd import prunable_coordinates
-from dynprune.pruning._prunable import check_finite, probe_cost
+from dynprune.pruning._prunable import check_any, check_finite, probe_cost
 from dynprune.pruning._select import Scope
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -227,6 +227,7 @@ class _Surgeon:
     """The weights and the inverse curvature of each tensor, in blocks."""
 
     weights: dict[str, Tensor]  # of the tensors' shapes and dtype
+    empty: dict[str, Tensor]  # those that have none
     alive: dict[str, Tensor]
     inverses: dict[str, Tensor]  # (blocks, B, B), float64
     samples: int
@@ -251,13 +252,18 @@ class _Surgeon:
         prunable_coordinates(system)
         check_finite(system)
         named = system.unflatten(system.state)
-        weights = {name: named[name].detach().clone() for name in system.prunable}
+        every = {name: named[name].detach().clone() for name in system.prunable}
+        check_any(part.numel() for part in every.values())
+        weights = {name: part for name, part in every.items() if part.numel()}
+        empty = {name: part for name, part in every.items() if not part.numel()}
         sizes = {
             name: min(block_size or part.numel(), part.numel())
             for name, part in weights.items()
         }
         alive = {
-            name: kept.to(system.device) for name, kept in survivors(system).items()
+            name: kept.to(system.device)
+            for name, kept in survivors(system).items()
+            if name in weights
         }
         if curvature == "fisher":
             examples = drawn(system, samples, seed=seed)
@@ -269,7 +275,12 @@ class _Surgeon:
             count = 0
             inverses, cost = _exact(system, alive, sizes, curvature, damping)
         return _Surgeon(
-            weights=weights, alive=alive, inverses=inverses, samples=count, cost=cost
+            weights=weights,
+            empty=empty,
+            alive=alive,
+            inverses=inverses,
+            samples=count,
+            cost=cost,
         )
 
     def scores(self, order: Order) -> dict[str, Tensor]:
@@ -284,7 +295,8 @@ class _Surgeon:
                 places[name] = join(turns, weight.shape)
             _check_positive(name, inverse, found)
             costs[name] = join(found, weight.shape)
-        return costs if order == "one-shot" else ranked(costs, places)
+        scores = costs if order == "one-shot" else ranked(costs, places)
+        return scores | {name: part.double() for name, part in self.empty.items()}
 
     def moved(
         self, masks: dict[str, Tensor], update: Update
@@ -302,7 +314,7 @@ class _Surgeon:
             found[name] = (
                 weight if update == "none" else torch.where(kept, after, weight)
             )
-        return found, total
+        return found | self.empty, total
 
     def _blocks(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         inverse = self.inverses[name]
@@ -336,7 +348,9 @@ def _fisher(
         for name, part in weights.items()
     }
     for parts in example_gradients(system, examples, seed=seed):
-        for name, part in zip(found, parts, strict=True):
+        for name, part in zip(system.prunable, parts, strict=True):
+            if name not in found:
+                continue
             add_gradient_(found[name], cut(part, sizes[name]), count=count)
     return found
 

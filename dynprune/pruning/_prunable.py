@@ -25,6 +25,22 @@ def check_prunable(names: Collection[str]) -> None:
         )
 
 
+def check_any(sizes: Iterable[int]) -> None:
+    """Refuse prunable tensors that are all empty, as of ``nn.Linear(0, 5)``.
+
+    Args:
+        sizes: How many weights each holds.
+
+    Raises:
+        InvalidInputError: If there is none in any.
+    """
+    if not any(sizes):
+        raise InvalidInputError(
+            "The system has no prunable weight: all its prunable tensors are empty. "
+            "Pass a model that has one, or select others."
+        )
+
+
 def check_unmasked(system: GradientSystem, why: str) -> None:
     """Refuse a system without prunable weights, or with pruned ones.
 

@@ -77,7 +77,7 @@ def signed_weights(system: GradientSystem) -> dict[str, Tensor]:
     state = system.unflatten(system.state)
     return {
         name: torch.where(state[name] < 0, -1.0, 1.0).to(state[name])
-        * math.sqrt(2.0 / number)
+        * math.sqrt(2.0 / max(number, 1))
         for name, number in fans(system).items()
     }
 

@@ -13,7 +13,7 @@ from dynprune.pruning._layer_inputs import in_call_order, moments
 from dynprune.pruning._layer_matrices import Layer, layers_of
 from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._private_copy import private_copy
-from dynprune.pruning._prunable import check_finite, check_prunable
+from dynprune.pruning._prunable import check_any, check_finite, check_prunable
 from dynprune.pruning._select import check_choice, check_room, kept_count
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -113,16 +113,21 @@ def sparsegpt(
     check_finite(system)
     alive = survivors(system)
     state = system.unflatten(system.state)
+    check_any(kept.numel() for kept in alive.values())
     for name, kept in alive.items():
         check_room([kept.reshape(-1)], density, name)
         if not bool(state[name].any()):
             # what is all zero has no costs to choose by; equal weights have
             check_choice({name: state[name]}, {name: kept}, density, "layer")
     net = private_copy(system).eval()
-    layers = layers_of(net, system.prunable)
+    layers = layers_of(net, [name for name, kept in alive.items() if kept.numel()])
     weights = dict(net.named_parameters())
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    errors: dict[str, float] = {}
+    found = {
+        name: (kept, weights[name].detach())
+        for name, kept in alive.items()
+        if not kept.numel()
+    }
+    errors = dict.fromkeys(found, 0.0)
     forwards = 0.0
     together = [layers]
     if inputs == "pruned":
