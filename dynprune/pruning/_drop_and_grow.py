@@ -84,7 +84,7 @@ def exchange_steps(
     every = as_count("update_every", every)
     if not 0.0 < drop < 1.0:
         raise InvalidInputError(f"drop is {drop}. Pass a number in (0, 1).")
-    end = 3 * total // 4 if stop is None else stop
+    end = 3 * total // 4 if stop is None else as_count("stop_step", stop, least=0)
     if end > total:
         raise InvalidInputError(
             f"stop_step is {end}, beyond training of {total} steps. Pass {total} or "

@@ -59,8 +59,7 @@ def cubic_densities(
             f"start_density is {start_density}, below the density of {density}. Pass a "
             "higher one."
         )
-    if updates < 1:
-        raise InvalidInputError(f"{updates} updates were asked. Pass at least 1.")
+    updates = as_count("updates", updates)
     gap = start_density - density
     return tuple(
         min(1.0, density + gap * (1.0 - i / updates) ** 3) for i in range(updates + 1)
@@ -144,7 +143,10 @@ def gradual_magnitude(
     """  # noqa: DOC502 - raised by the parts
     check_dense(system, train, collapse)
     density, start_density = as_density(density), as_density(start_density)
+    start_step = as_count("start_step", start_step, least=0)
     update_every = as_count("update_every", update_every)
+    if updates is not None:
+        updates = as_count("updates", updates)
     steps = _update_steps(train.steps, start_step, update_every, updates)
     wanted = cubic_densities(
         density, updates=len(steps) - 1, start_density=start_density
@@ -187,12 +189,8 @@ def gradual_magnitude(
 
 
 def _update_steps(total: int, start: int, every: int, updates: int | None) -> list[int]:
-    if start < 0:
-        raise InvalidInputError(f"start_step is {start}. Pass 0 or more.")
     if updates is None:
         updates = max(0, 3 * total // 4 - start) // every
-    elif updates < 1:
-        raise InvalidInputError(f"{updates} updates were asked. Pass at least 1.")
     last = start + updates * every
     if updates < 1 or last >= total:
         asked = max(updates, 1)

@@ -11,6 +11,9 @@ from torch import nn
 
 from dynprune.core import InvalidInputError
 from dynprune.pruning import (
+    densities_by_factor,
+    densities_by_share,
+    densities_by_target,
     early_bird,
     edge_popup,
     erk,
@@ -135,6 +138,26 @@ COUNTS = {
     "freeze_every of gem_miner": (gem_miner, "freeze_every", {"epochs": 8}),
     "epochs of edge_popup": (edge_popup, "epochs", {}),
     "update_every of rigl": (rigl, "update_every", {"train": RECIPE}),
+    "stop_step of rigl": (
+        rigl,
+        "stop_step",
+        {"train": RECIPE, "update_every": 1},
+    ),
+    "updates of gradual_magnitude": (
+        gradual_magnitude,
+        "updates",
+        {"train": RECIPE, "update_every": 1},
+    ),
+    "start_step of gradual_magnitude": (
+        gradual_magnitude,
+        "start_step",
+        {"train": RECIPE, "update_every": 1},
+    ),
+    "window of early_bird": (
+        early_bird,
+        "window",
+        {"train": RECIPE, "unit": "weight", "tolerance": 0.99},
+    ),
 }
 
 
@@ -145,7 +168,25 @@ def test_counts_are_whole_numbers(prune, knob, more, tmp_path, untouched):
         with untouched(), pytest.raises(InvalidInputError, match=knob):
             prune(system, density=0.5, **more | {knob: value})
     found = prune(system_of(), density=0.5, **more | {knob: np.int64(2)})
+    ticket = found if isinstance(found, Ticket) else found.ticket
+    ticket.save(tmp_path / "found.safetensors")
+
+
+def test_products_and_levels_are_whole_numbers(tmp_path):
+    with pytest.raises(InvalidInputError, match="matvecs"):
+        obd(system_of(), density=0.5, matvecs=20.0)
+    found = obd(system_of(), density=0.5, matvecs=np.int64(50))
     found.save(tmp_path / "found.safetensors")
+    with pytest.raises(InvalidInputError, match="rewind_step"):
+        imp(system_of(), densities=(1.0, 0.5), train=RECIPE, rewind_step=1.0)
+    for densities_by in (densities_by_factor, densities_by_target, densities_by_share):
+        with pytest.raises(InvalidInputError, match="levels"):
+            densities_by(0.3, 2.0)
+        with pytest.raises(InvalidInputError, match="number in"):
+            densities_by("third", 2)
+        plain = densities_by(np.float64(0.3), np.int64(2))
+        assert plain == densities_by(0.3, 2)
+        assert all(type(density) is float for density in plain)
 
 
 def test_an_example_of_another_shape_is_refused(untouched):

@@ -373,7 +373,7 @@ def test_schedules_of_densities():
     ("make", "says"),
     [
         (lambda: densities_by_factor(1.0, 3), r"factor is 1\.0"),
-        (lambda: densities_by_factor(0.8, 0), "0 levels were asked"),
+        (lambda: densities_by_factor(0.8, 0), "levels is 0"),
         (lambda: densities_by_target(0.0, 3), r"target is 0\.0"),
         (lambda: densities_by_share(float("nan"), 3), "share is nan"),
         (lambda: densities_by_share(0.1, 10), "remove everything. Pass fewer levels"),
