@@ -14,6 +14,11 @@ from dynprune.system import GradientSystem
 Collapse = Literal["error", "warn", "ignore"]
 # of what training gave, which is a result whatever the mask has become
 CollapseInTraining = Literal["warn", "ignore"]
+# true wherever scores decide, whatever the pruner itself takes
+_OF_SCORES = (
+    "Pass a higher density, or the scores to from_scores(..., scope='layer') or "
+    "from_scores(..., layer_densities=...), or take another score"
+)
 
 
 def check_known(collapse: str, *, in_training: bool = False) -> None:
@@ -39,6 +44,7 @@ def check_collapse(
     density: Density,
     collapse: Collapse = "error",
     before: Mapping[str, Any] | None = None,
+    advice: str = _OF_SCORES,
 ) -> dict[str, Any]:
     """Say where masks leave a layer empty, or the output without the input.
 
@@ -51,6 +57,7 @@ def check_collapse(
             ``"ignore"``: no test. Nor is one made where nothing is pruned.
         before: What was found of the mask before this one in the same run; of the same
             finding there is no second warning.
+        advice: What to try, by arguments that the caller has; no full stop.
 
     Returns:
         What was found, for the provenance: ``dependence``, ``empty_layers`` and
@@ -68,7 +75,9 @@ def check_collapse(
     check_known(collapse)
     if collapse == "ignore" or all(bool(mask.all()) for mask in masks.values()):
         return {"dependence": "not tested"}
-    empty = {name: mask.numel() for name, mask in masks.items() if not mask.any()}
+    # a tensor that never held a weight has lost none
+    sizes = {name: mask.numel() for name, mask in masks.items() if mask.numel()}
+    empty = {name: size for name, size in sizes.items() if not masks[name].any()}
     found, spent = dependence(system, masks)
     record = {
         "dependence": found.value,
@@ -82,8 +91,7 @@ def check_collapse(
         return record
     layers = ", ".join(f"{name!r} ({size} weights)" for name, size in empty.items())
     said = f"Density {_said(density, empty)} keeps no weight of {layers or 'no layer'}"
-    advice = "Pass a higher density, or layer densities (scope='layer', "
-    advice += "layer_densities), or another score; collapse='ignore' does not look."
+    advice += "; collapse='ignore' does not look."
     if found is Dependence.LOST:
         said = (
             f"At density {_said(density, empty)} no path of kept weights leads from "

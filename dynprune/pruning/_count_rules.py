@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynprune.core import InvalidInputError, unknown
+from dynprune.pruning._numbers import as_density
 
 Rule = Literal["exact", "open_lth", "lth2018", "synflow", "grasp", "force", "gem_miner"]
 Parts = Sequence[Tensor]
@@ -33,13 +34,8 @@ def kept_count(density: float, size: int) -> int:
     Example:
         >>> kept_count(0.25, 10), kept_count(1e-9, 10), kept_count(1.0, 10)
         (3, 1, 10)
-    """
-    if not 0.0 < density <= 1.0:
-        raise InvalidInputError(
-            f"A density of {density} was asked for. Pass the fraction of weights to "
-            "keep, in (0, 1]."
-        )
-    return max(1, math.floor(density * size + 0.5))
+    """  # noqa: DOC502 - raised by as_density
+    return max(1, math.floor(as_density(density) * size + 0.5))
 
 
 def check_rule(rule: str) -> None:

@@ -1,6 +1,7 @@
 """Densities of the levels of iterative pruning."""
 
 from dynprune.core import InvalidInputError
+from dynprune.pruning._numbers import as_count, as_number
 
 
 def densities_by_factor(factor: float, levels: int) -> tuple[float, ...]:
@@ -27,8 +28,8 @@ def densities_by_factor(factor: float, levels: int) -> tuple[float, ...]:
     Example:
         >>> [round(d, 3) for d in densities_by_factor(0.8, 3)]
         [1.0, 0.8, 0.64, 0.512]
-    """  # noqa: DOC502 - raised by _check
-    _check(levels, "factor", factor)
+    """  # noqa: DOC502 - raised by _checked
+    levels, factor = _checked(levels, "factor", factor)
     return tuple(factor**n for n in range(levels + 1))
 
 
@@ -50,8 +51,8 @@ def densities_by_target(target: float, levels: int) -> tuple[float, ...]:
     Example:
         >>> densities_by_target(0.25, 2)
         (1.0, 0.5, 0.25)
-    """  # noqa: DOC502 - raised by _check
-    _check(levels, "target", target)
+    """  # noqa: DOC502 - raised by _checked
+    levels, target = _checked(levels, "target", target)
     inner = tuple(target ** (n / levels) for n in range(levels))
     return (*inner, target)
 
@@ -82,7 +83,7 @@ def densities_by_share(share: float, levels: int) -> tuple[float, ...]:
         >>> [round(d, 3) for d in densities_by_share(0.1, 3)]
         [1.0, 0.9, 0.8, 0.7]
     """
-    _check(levels, "share", share)
+    levels, share = _checked(levels, "share", share)
     if levels * share >= 1.0 - 1e-9:
         raise InvalidInputError(
             f"{levels} levels of {share} remove everything. Pass fewer levels than "
@@ -91,8 +92,8 @@ def densities_by_share(share: float, levels: int) -> tuple[float, ...]:
     return tuple(1.0 - n * share for n in range(levels + 1))
 
 
-def _check(levels: int, what: str, value: float) -> None:
-    if levels < 1:
-        raise InvalidInputError(f"{levels} levels were asked. Pass at least 1.")
-    if not 0.0 < value < 1.0:
-        raise InvalidInputError(f"{what} is {value}. Pass a number in (0, 1).")
+def _checked(levels: int, what: str, value: float) -> tuple[int, float]:
+    found = as_number(value)
+    if not 0.0 < found < 1.0:
+        raise InvalidInputError(f"{what} is {value!r}. Pass a number in (0, 1).")
+    return as_count("levels", levels), found

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dynprune.core import InvalidInputError
+from dynprune.pruning._numbers import as_count
 
 
 def drop_and_grow(
@@ -80,11 +81,10 @@ def exchange_steps(
     Raises:
         InvalidInputError: If a knob is out of its range, or there is no update.
     """
-    if every < 1:
-        raise InvalidInputError(f"update_every is {every}. Pass at least 1.")
+    every = as_count("update_every", every)
     if not 0.0 < drop < 1.0:
         raise InvalidInputError(f"drop is {drop}. Pass a number in (0, 1).")
-    end = 3 * total // 4 if stop is None else stop
+    end = 3 * total // 4 if stop is None else as_count("stop_step", stop, least=0)
     if end > total:
         raise InvalidInputError(
             f"stop_step is {end}, beyond training of {total} steps. Pass {total} or "

@@ -16,9 +16,10 @@ from dynprune.pruning._early_bird_network import SmallerNet
 from dynprune.pruning._early_bird_results import EarlyBird, Unit
 from dynprune.pruning._early_bird_search import Search
 from dynprune.pruning._from_scores import full_state, record, survivors
+from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._prunable import check_finite
 from dynprune.pruning._scales import scales
-from dynprune.pruning._select import check_scores, kept_count, select
+from dynprune.pruning._select import check_scores, select
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 from dynprune.training import Recipe
@@ -111,8 +112,10 @@ def early_bird(
         Linear(in_features=3, out_features=4, bias=True)
     """  # noqa: DOC502 - some are raised by the parts
     system.check_one_process("Drawing an early-bird ticket")
+    density = None if density is None else as_density(density)
+    window = as_count("window", window, least=2)
     look = _look(system, density, prune_ratio, unit)
-    _check(system, train, unit, penalty, window, tolerance, start)
+    _check(system, train, unit, penalty, tolerance, start)
     check_finite(system)
     weight = _PENALTY if penalty is None else penalty
     weight = weight if unit == "channel" else 0.0
@@ -214,8 +217,6 @@ def _look(
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     alive = {name: torch.ones(shapes[name], dtype=torch.bool) for name in names}
     check_scores(alive, {name: shapes[name] for name in names})
-    if density is not None:
-        kept_count(density, 1)
 
     def masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         sizes = {name: state[name].detach().abs() for name in names}
@@ -234,7 +235,6 @@ def _check(
     train: Recipe,
     unit: Unit,
     penalty: float | None,
-    window: int,
     tolerance: float,
     start: str,
 ) -> None:
@@ -254,8 +254,6 @@ def _check(
         )
     if penalty is not None and not 0.0 <= penalty < float("inf"):
         raise InvalidInputError(f"penalty (λ) is {penalty}. Pass a finite number ≥ 0.")
-    if window < 2:
-        raise InvalidInputError(f"window is {window}. Pass at least 2 masks.")
     if not 0.0 <= tolerance < 1.0:
         raise InvalidInputError(f"tolerance is {tolerance}. Pass a share in [0, 1).")
     if start not in {"drawn", "initial"}:

@@ -100,8 +100,9 @@ class Search:
                     if step == stop:  # the epoch is not over: no mask to look at
                         self.cost = Cost(gradients=seen / examples, steps=step)
                         return
+                    asked = self._mover.evaluations
                     self._mover.step(batch)
-                    seen += order.weight(batch)
+                    seen += order.weight(batch) * (self._mover.evaluations - asked)
                     step += 1
             if step == first:
                 raise InvalidInputError(

@@ -15,10 +15,11 @@ from dynprune.core import (
     seeded_generators,
     track,
 )
-from dynprune.pruning._collapse import Collapse, check_known
-from dynprune.pruning._from_scores import from_scores, record, survivors
+from dynprune.pruning._collapse import Collapse, check_collapse, check_known
+from dynprune.pruning._from_scores import record, survivors
 from dynprune.pruning._mask_training import MaskTraining, Weights
 from dynprune.pruning._masked_net import Rule, straight_through
+from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._select import Scope, check_scores, kept_count, select
 from dynprune.pruning._signed_weights import fans
 from dynprune.system import GradientSystem
@@ -104,6 +105,7 @@ def edge_popup(
     """  # noqa: DOC502 - raised by the parts
     system.check_one_process("Edge-popup")
     check_known(collapse)
+    density, epochs = as_density(density), as_count("epochs", epochs)
     alive = survivors(system)
     check_scores(alive, {name: tuple(part.shape) for name, part in alive.items()})
     ones = {name: part.double() for name, part in alive.items()}
@@ -143,10 +145,17 @@ def edge_popup(
         "losses": training.losses,
     }
     sizes = {name: part.abs() for name, part in training.scores().items()}
-    found = from_scores(system, sizes, density=density, scope=scope, collapse=collapse)
-    settings["collapse"] = dict(found.provenance.settings)["collapse"]
+    masks = select(sizes, alive, density=density, scope=scope)
+    settings["collapse"] = check_collapse(
+        system,
+        masks,
+        density=density,
+        collapse=collapse,
+        advice="Pass a higher density"
+        + (", or scope='layer'" if scope == "global" else ""),
+    )
     return Ticket.make(
-        found.masks,
+        masks,
         training.state,
         training.buffers(),
         provenance=record(
@@ -206,7 +215,7 @@ def _start(system: GradientSystem, *, seed: int) -> dict[str, Tensor]:
     for name, number in fans(system).items():
         source = generator(derive_seed("edge_popup", seed, name))
         unit = torch.rand(shapes[name], generator=source, dtype=torch.float64)
-        found[name] = (2.0 * unit - 1.0) / math.sqrt(number)
+        found[name] = (2.0 * unit - 1.0) / math.sqrt(max(number, 1))
     return found
 
 

@@ -7,6 +7,7 @@ import torch
 from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._count_rules import kept_count
 from dynprune.pruning._from_scores import from_scores, record
+from dynprune.pruning._numbers import as_density
 from dynprune.pruning._random import random_scores
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -29,7 +30,8 @@ def erk_densities(system: GradientSystem, *, density: float) -> dict[str, float]
         density: Fraction d to keep, in (0, 1].
 
     Returns:
-        Name to density in (0, 1], for each of ``system.prunable``.
+        Name to density in (0, 1], for each of ``system.prunable``; 1 for a tensor
+        without entries, which does not count.
 
     Raises:
         InvalidInputError: If the density is not in (0, 1].
@@ -49,8 +51,9 @@ def erk_densities(system: GradientSystem, *, density: float) -> dict[str, float]
         {'0.weight': 0.6, '1.weight': 0.45}
     """  # noqa: DOC502 - raised by kept_count
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
-    own = {name: shapes[name] for name in system.prunable}
-    kept_count(density, 1)
+    every = {name: shapes[name] for name in system.prunable}
+    own = {name: shape for name, shape in every.items() if math.prod(shape)}
+    density = as_density(density)
     sizes = {name: math.prod(shape) for name, shape in own.items()}
     raw = {name: sum(shape) / math.prod(shape) for name, shape in own.items()}
     dense: set[str] = set()
@@ -64,7 +67,8 @@ def erk_densities(system: GradientSystem, *, density: float) -> dict[str, float]
         if scale * most <= 1.0:
             break
         dense |= {name for name in rest if raw[name] == most}
-    return {name: 1.0 if name in dense else scale * raw[name] for name in own}
+    dense |= every.keys() - own.keys()  # an empty tensor has nothing to remove
+    return {name: 1.0 if name in dense else scale * raw[name] for name in every}
 
 
 def erk(
@@ -102,10 +106,11 @@ def erk(
         Evci et al., *Rigging the Lottery: Making All Tickets Winners*, ICML 2020; the
         rounding is ours.
     """  # noqa: DOC502 - raised by from_scores
+    density = as_density(density)
     densities = erk_densities(system, density=density)
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     sizes = {name: torch.Size(shapes[name]).numel() for name in densities}
-    wanted = {name: densities[name] * sizes[name] for name in densities}
+    wanted = {name: densities[name] * size for name, size in sizes.items() if size}
     counts = {name: max(1, math.floor(value)) for name, value in wanted.items()}
     left = kept_count(density, max(sum(sizes.values()), 1)) - sum(counts.values())
     by_remainder = sorted(wanted, key=lambda name: counts[name] - wanted[name])
@@ -115,7 +120,7 @@ def erk(
     return from_scores(
         system,
         random_scores(system, seed=seed),
-        layer_densities={name: counts[name] / sizes[name] for name in counts},
+        layer_densities=densities | {n: counts[n] / sizes[n] for n in counts},
         collapse=collapse,
         provenance=record(
             system, "pruning.erk", seed=seed, settings=settings, sources=("erk",)

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dynprune.core import Cost, derive_seed
+from dynprune.core import Cost
 from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._from_scores import from_scores, record, survivors
-from dynprune.pruning._rounds import check_rounds, in_rounds
+from dynprune.pruning._numbers import as_count
+from dynprune.pruning._prunable import check_masks
+from dynprune.pruning._rounds import in_rounds, seed_of
 from dynprune.pruning._scored_net import Mode, ScoredNet
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -38,6 +40,9 @@ def force_scores(
         Name to scores, for each of ``system.prunable``; zero where the system's own
         mask has pruned.
 
+    Raises:
+        InvalidInputError: If a mask is missing, not boolean or of a wrong shape.
+
     Cost:
         One gradient, no further forward passes, no HVPs.
 
@@ -53,9 +58,11 @@ def force_scores(
         >>> own = system.with_state(torch.tensor([3.0, -1.0]))
         >>> force_scores(own, masks={"weight": torch.tensor([[False, True]])})
         {'weight': tensor([[3., 1.]])}
-    """
-    net = ScoredNet(system, mode=mode)
-    return _scores(net, survivors(system) if masks is None else masks, seed=seed)
+    """  # noqa: DOC502 - raised by check_masks
+    if masks is None:
+        masks = survivors(system)
+    check_masks(masks, system)
+    return _scores(ScoredNet(system, mode=mode), masks, seed=seed)
 
 
 def force(
@@ -99,11 +106,11 @@ def force(
         de Jorge et al., *Progressive Skeletonization: Trimming more fat from a network
         at initialization*, ICLR 2021.
     """  # noqa: DOC502 - raised by in_rounds and from_scores
-    check_rounds(rounds)
+    rounds = as_count("rounds", rounds)
     net = ScoredNet(system, mode=mode)
     scores, _ = in_rounds(
         system,
-        lambda t, masks: _scores(net, masks, seed=derive_seed(seed, t)),
+        lambda t, masks: _scores(net, masks, seed=seed_of(seed, t)),
         density=density,
         rounds=rounds,
         may_return=True,

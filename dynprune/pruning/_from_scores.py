@@ -9,6 +9,7 @@ from torch import Tensor
 from dynprune.core import Cost, InvalidInputError, Provenance
 from dynprune.pruning._collapse import Collapse, check_collapse
 from dynprune.pruning._count_rules import Rule, check_rule
+from dynprune.pruning._numbers import as_density, as_number
 from dynprune.pruning._prunable import check_each
 from dynprune.pruning._select import Density, Scope, check_choice, check_scores, select
 from dynprune.system import GradientSystem
@@ -116,9 +117,9 @@ def from_scores(
     made = provenance or record(system, "pruning.from_scores")
     settings = {"rule": rule, "scope": scope, "collapse": found} | dict(made.settings)
     if layer_densities is None:
-        settings = {"density": density} | settings
+        settings = {"density": wanted} | settings
     else:
-        settings |= {"layer_densities": dict(layer_densities)}
+        settings |= {"layer_densities": wanted}
     made = record(
         system, made.made_by, seed=made.seed, settings=settings, sources=made.sources
     )
@@ -142,16 +143,16 @@ def _density(
             f"{'None' if layer_densities is None else 'given'}. Pass one of the two."
         )
     if layer_densities is None:
-        assert density is not None
-        return density
+        return as_density(density)
     check_each("Layer densities", layer_densities, alive)
-    for name in alive:
-        if not 0.0 < layer_densities[name] <= 1.0:
+    found = {name: as_number(layer_densities[name]) for name in alive}
+    for name, own in found.items():
+        if not 0.0 < own <= 1.0:
             raise InvalidInputError(
                 f"The layer density of {name!r} is {layer_densities[name]}. Pass the "
                 "fraction of its weights to keep, in (0, 1]."
             )
-    return {name: float(layer_densities[name]) for name in alive}
+    return found
 
 
 def survivors(system: GradientSystem) -> dict[str, Tensor]:

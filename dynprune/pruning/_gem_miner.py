@@ -22,7 +22,8 @@ from dynprune.pruning._collapse import Collapse, check_collapse, check_known
 from dynprune.pruning._from_scores import record, survivors
 from dynprune.pruning._mask_training import MaskTraining, Weights
 from dynprune.pruning._masked_net import MaskedNet, straight_through
-from dynprune.pruning._select import check_room, check_scores, kept_count, select
+from dynprune.pruning._numbers import as_count, as_density
+from dynprune.pruning._select import check_room, check_scores, select
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 from dynprune.training import OptimizerFactory, Schedule
@@ -131,6 +132,8 @@ def gem_miner(
     """
     system.check_one_process("Mining a ticket")
     check_known(collapse)
+    density, epochs = as_density(density), as_count("epochs", epochs)
+    freeze_every = as_count("freeze_every", freeze_every)
     rounds = _rounds(density, epochs, freeze_every)
     if rule not in {"gem_miner", "exact"}:
         raise InvalidInputError(f"rule is {rule!r}. Pass 'gem_miner' or 'exact'.")
@@ -188,7 +191,11 @@ def gem_miner(
     settings |= {
         "density": density,
         "collapse": check_collapse(
-            system, training.alive(), density=density, collapse=collapse
+            system,
+            training.alive(),
+            density=density,
+            collapse=collapse,
+            advice="Pass a higher density, or a smaller penalty",
         ),
         "epochs": epochs,
         "freeze_every": freeze_every,
@@ -286,8 +293,10 @@ def _freeze_(training: MaskTraining, r: float, goal: float | None) -> float:
 
 def _empty(net: MaskedNet) -> list[str]:
     with torch.no_grad():
-        kept = torch.stack([part.sum() for part in net.masks()]).tolist()
-    return [name for name, count in zip(net.names, kept, strict=True) if not count]
+        masks = net.masks()
+        kept = torch.stack([part.sum() for part in masks]).tolist()
+    found = zip(net.names, masks, kept, strict=True)
+    return [name for name, mask, count in found if mask.numel() and not count]
 
 
 def _report(
@@ -322,9 +331,6 @@ def _advice(penalty: float, threshold: float) -> str:
 
 
 def _rounds(density: float, epochs: int, freeze_every: int) -> int:
-    kept_count(density, 1)
-    if freeze_every < 1:
-        raise InvalidInputError(f"freeze_every is {freeze_every}. Pass at least 1.")
     rounds = (epochs - 1) // freeze_every
     if rounds < 1 and density < 1.0:
         raise InvalidInputError(

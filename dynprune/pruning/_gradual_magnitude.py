@@ -7,11 +7,11 @@ from torch import Tensor
 from dynprune.core import InvalidInputError
 from dynprune.pruning._collapse import CollapseInTraining
 from dynprune.pruning._from_scores import survivors
+from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._select import (
     Scope,
     check_scope,
     check_scores,
-    kept_count,
     select,
 )
 from dynprune.pruning._sparse_training import (
@@ -53,15 +53,13 @@ def cubic_densities(
         >>> cubic_densities(0.125, updates=2, start_density=0.625)
         (0.625, 0.1875, 0.125)
     """
-    for value in (density, start_density):
-        kept_count(value, 1)
+    density, start_density = as_density(density), as_density(start_density)
     if start_density < density:
         raise InvalidInputError(
             f"start_density is {start_density}, below the density of {density}. Pass a "
             "higher one."
         )
-    if updates < 1:
-        raise InvalidInputError(f"{updates} updates were asked. Pass at least 1.")
+    updates = as_count("updates", updates)
     gap = start_density - density
     return tuple(
         min(1.0, density + gap * (1.0 - i / updates) ** 3) for i in range(updates + 1)
@@ -144,6 +142,11 @@ def gradual_magnitude(
         [(2, 4), (4, 2), (6, 2)]
     """  # noqa: DOC502 - raised by the parts
     check_dense(system, train, collapse)
+    density, start_density = as_density(density), as_density(start_density)
+    start_step = as_count("start_step", start_step, least=0)
+    update_every = as_count("update_every", update_every)
+    if updates is not None:
+        updates = as_count("updates", updates)
     steps = _update_steps(train.steps, start_step, update_every, updates)
     wanted = cubic_densities(
         density, updates=len(steps) - 1, start_density=start_density
@@ -180,18 +183,14 @@ def gradual_magnitude(
         seed=seed,
         record_every=record_every,
         collapse=collapse,
+        advice="Pass a higher density"
+        + (", or scope='layer'" if scope == "global" else ""),
     )
 
 
 def _update_steps(total: int, start: int, every: int, updates: int | None) -> list[int]:
-    if every < 1:
-        raise InvalidInputError(f"update_every is {every}. Pass at least 1.")
-    if start < 0:
-        raise InvalidInputError(f"start_step is {start}. Pass 0 or more.")
     if updates is None:
         updates = max(0, 3 * total // 4 - start) // every
-    elif updates < 1:
-        raise InvalidInputError(f"{updates} updates were asked. Pass at least 1.")
     last = start + updates * every
     if updates < 1 or last >= total:
         asked = max(updates, 1)

@@ -7,7 +7,7 @@ from dynprune.core import Cost, isolated
 from dynprune.operators import twice_differentiable
 from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._from_scores import from_scores, record
-from dynprune.pruning._scored_net import Mode, ScoredNet, add_
+from dynprune.pruning._scored_net import Mode, ScoredNet, add_, zeros
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 
@@ -44,6 +44,10 @@ def grasp_scores(
     Returns:
         Name to scores, for each of ``system.prunable``; zero where pruned.
 
+    Raises:
+        InvalidInputError: If ``temperature`` is not positive, or differs from 1 where
+            the network returns no tensor or its loss, or is never called as a whole.
+
     Cost:
         One gradient, one HVP (double backward), no further forward passes.
 
@@ -57,10 +61,10 @@ def grasp_scores(
         >>> system = GradientSystem(net, torch.nn.functional.mse_loss, (x, y))
         >>> grasp_scores(system.with_state(torch.tensor([3.0, -1.0])), temperature=1.0)
         {'weight': tensor([[9., 1.]])}
-    """
+    """  # noqa: DOC502 - raised by ScoredNet
     net = ScoredNet(system, mode=mode, temperature=temperature)
     slopes = net.gradient(seed=seed)
-    total = [torch.zeros_like(part) for part in net.weights]
+    total = zeros(net.weights)
     with (
         isolated(seed),
         torch.enable_grad(),
@@ -110,7 +114,8 @@ def grasp(
 
     Raises:
         InvalidInputError: See :func:`from_scores`; or if ``temperature`` is not
-            positive, or differs from 1 where the network returns no tensor.
+            positive, or differs from 1 where the network returns no tensor or its
+            loss, or is never called as a whole.
 
     Cost:
         One gradient, one HVP (double backward), no further forward passes.

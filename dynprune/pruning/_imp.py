@@ -16,9 +16,10 @@ from dynprune.pruning._fine_tune import at_last_rate
 from dynprune.pruning._from_scores import full_state, record, survivors
 from dynprune.pruning._imp_results import IMPLevel, IMPRun
 from dynprune.pruning._magnitude import magnitude_scores
+from dynprune.pruning._numbers import as_count, as_density, as_number
 from dynprune.pruning._pools import Groups, IMPScope, Pools
 from dynprune.pruning._prunable import check_unmasked
-from dynprune.pruning._select import check_scores, kept_count
+from dynprune.pruning._select import check_scores
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 from dynprune.training import Recipe, Run, Trainer
@@ -138,8 +139,10 @@ def imp(
         >>> start = system.with_state(torch.zeros(4))
         >>> imp(start, densities=(1.0, 0.5), train=recipe).tickets[1].masks
         {'weight': tensor([[ True,  True, False, False]])}
-    """  # noqa: DOC502 - raised by _check, Pools and check_scores
-    _check(system, densities, rewind_step)
+    """  # noqa: DOC502 - raised by _densities, Pools and check_scores
+    densities = _densities(densities)
+    rewind_step = as_count("rewind_step", rewind_step, least=0)
+    check_unmasked(system, "level 0 is the dense network")
     check_known(collapse, in_training=True)
     pools = Pools.of(system.prunable, scope, groups=groups, rates=rates)
     wanted = pools.densities(densities)
@@ -167,7 +170,13 @@ def imp(
             if rewind != "weights":
                 origin, buffers = levels[-1].state, levels[-1].buffers
         looked = check_collapse(
-            start, masks, density=float(densities[n]), collapse=collapse, before=looked
+            start,
+            masks,
+            density=float(densities[n]),
+            collapse=collapse,
+            before=looked,
+            advice="Stop at a higher density"
+            + (", or pass scope='layer'" if scope == "global" else ""),
         )
         one = {"density": float(densities[n]), "level": n, "collapse": looked} | how
         ticket = Ticket.make(
@@ -216,10 +225,10 @@ def _retrainer(
             "level. Pass rewind='fine-tune', or leave it out."
         )
     again = train if fine_tune is None else fine_tune
-    if rewind != "weights" and isinstance(again, Recipe) and rewind_step >= again.steps:
+    if isinstance(again, Recipe) and rewind_step >= again.steps:
         raise InvalidInputError(
             f"rewind_step is {rewind_step} of {again.steps} steps: levels from 1 on "
-            "would make none. Pass a smaller one."
+            "would make none. Pass a smaller one, or a Recipe of more steps."
         )
     if rewind != "fine-tune" or fine_tune is not None:
         return again
@@ -249,20 +258,21 @@ def _next_masks(
     return pools.select(scores, masks, densities)
 
 
-def _check(
-    system: GradientSystem, densities: Sequence[float], rewind_step: int
-) -> None:
-    if not densities or densities[0] != 1.0:
+def _densities(given: Sequence[float]) -> tuple[float, ...]:
+    try:
+        found = tuple(as_number(density) for density in given)
+    except TypeError:
         raise InvalidInputError(
-            f"The densities start at {densities[0] if densities else 'nothing'}. Start "
-            "at 1.0: level 0 is the dense network."
+            f"densities is {given!r}. Pass one density for each level, 1 first."
+        ) from None
+    if not found or found[0] != 1.0:
+        raise InvalidInputError(
+            f"The densities start at {found[0] if found else 'nothing'}. Start at 1.0: "
+            "level 0 is the dense network."
         )
-    for before, density in itertools.pairwise(densities):
-        kept_count(density, 1)
-        if not density < before:
+    for before, density in itertools.pairwise(found):
+        if not as_density(density) < before:
             raise InvalidInputError(
                 f"Density {density} follows {before}. Pass strictly decreasing ones."
             )
-    if rewind_step < 0:
-        raise InvalidInputError(f"rewind_step is {rewind_step}. Pass 0 or more.")
-    check_unmasked(system, "level 0 is the dense network")
+    return found

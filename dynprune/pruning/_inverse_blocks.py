@@ -229,8 +229,8 @@ def ranked(
         order: Name to places in the order of removal.
 
     Returns:
-        Name to float64 ranks, larger = removed later; of equal ones the lower flat
-        index is removed later.
+        Name to float64 ranks from 1, larger = removed later; of equal ones the lower
+        flat index is removed later. Zero where the place is negative: pruned already.
     """
     cost = torch.cat([part.reshape(-1) for part in costs.values()])
     place = torch.cat([part.reshape(-1) for part in order.values()])
@@ -239,7 +239,13 @@ def ranked(
     found = found[torch.argsort(cost[found], stable=True)]
     ranks = torch.empty_like(cost)
     ranks[found] = torch.arange(len(cost), dtype=cost.dtype, device=cost.device)
-    parts = ranks.split([part.numel() for part in costs.values()])
+    # what is pruned costs nothing, comes first, and has no rank
+    gone = int((place < 0).sum())
+    parts = (
+        (ranks + 1.0 - gone)
+        .clamp_(min=0.0)
+        .split([part.numel() for part in costs.values()])
+    )
     return {
         name: part.view(costs[name].shape)
         for name, part in zip(costs, parts, strict=True)

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from dynprune.core import Cost, derive_seed
+from dynprune.core import Cost
 from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._from_scores import from_scores, record
-from dynprune.pruning._rounds import check_rounds, in_rounds
+from dynprune.pruning._numbers import as_count
+from dynprune.pruning._rounds import in_rounds, seed_of
 from dynprune.pruning._scored_net import Mode, ScoredNet
 from dynprune.pruning._snip import sensitivities
 from dynprune.system import GradientSystem
@@ -56,12 +57,12 @@ def iterative_snip(
         2020; de Jorge et al., *Progressive Skeletonization: Trimming more fat from a
         network at initialization*, ICLR 2021.
     """  # noqa: DOC502 - raised by in_rounds and from_scores
-    check_rounds(rounds)
+    rounds = as_count("rounds", rounds)
     net = ScoredNet(system, mode=mode)
 
     def score(t: int, masks: dict[str, Tensor]) -> dict[str, Tensor]:
         net.restrict_(masks)
-        return sensitivities(net, seed=derive_seed(seed, t))
+        return sensitivities(net, seed=seed_of(seed, t))
 
     scores, alive = in_rounds(
         system, score, density=density, rounds=rounds, may_return=False

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from dynprune.core import InvalidInputError, derive_seed, generator, unknown
 from dynprune.pruning._erk import erk_densities
+from dynprune.pruning._numbers import as_density
+from dynprune.pruning._prunable import check_any
 from dynprune.pruning._select import kept_count
 from dynprune.system import GradientSystem
 
@@ -30,7 +32,8 @@ def layer_counts(
         layers: ``"erk"`` or ``"uniform"``.
 
     Returns:
-        Name to count, at least 1, for each of ``system.prunable``.
+        Name to count, at least 1, for each of ``system.prunable``; 0 for an empty
+        tensor.
 
     Raises:
         InvalidInputError: If the density is not in (0, 1], does not suffice for a
@@ -40,10 +43,13 @@ def layer_counts(
         raise unknown("layers", layers, get_args(LayerDensities))
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     sizes = {name: math.prod(shapes[name]) for name in system.prunable}
+    check_any(sizes.values())
+    density = as_density(density)
     total = kept_count(density, sum(sizes.values()))
-    if total < len(sizes):
+    layers_left = sum(1 for size in sizes.values() if size)
+    if total < layers_left:
         raise InvalidInputError(
-            f"Density {density} keeps {total} weights, and there are {len(sizes)} "
+            f"Density {density} keeps {total} weights, and there are {layers_left} "
             "layers to start with at least one each. Pass a higher density."
         )
     if layers == "uniform":

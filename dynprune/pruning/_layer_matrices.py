@@ -201,8 +201,10 @@ def inputs_per_output(weight: Tensor, groups: int, layout: Layout) -> int:
         layout: How it is laid out.
 
     Returns:
-        How many inputs one output sums over.
+        How many inputs one output sums over; 0 for an empty weight.
     """
+    if not weight.numel():
+        return 0
     outputs = weight.shape[0 if layout == "rows" else 1]
     return weight.numel() // (outputs * (groups if layout == "transposed" else 1))
 

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from dynprune.core import Cost, InvalidInputError
 from dynprune.pruning._from_scores import full_state, survivors
 from dynprune.pruning._masked_net import MaskedNet, Rule
+from dynprune.pruning._numbers import as_count
 from dynprune.pruning._private_copy import private_copy
 from dynprune.pruning._prunable import check_finite
 from dynprune.pruning._signed_weights import plain_values, signed_weights
@@ -135,8 +136,9 @@ class MaskTraining:
         for batch in self.order.epoch(number):
             if before is not None:
                 before(self.net)
+            asked = self._mover.evaluations
             losses.append(self._mover.step(batch))
-            self._seen += self.order.weight(batch)
+            self._seen += self.order.weight(batch) * (self._mover.evaluations - asked)
             self._steps += 1
         if not losses:
             raise InvalidInputError(
@@ -250,8 +252,7 @@ def _with_penalty(penalty: float) -> Callable[[nn.Module, Any], Tensor]:
 
 
 def _check(epochs: int, penalty: float, weights: str, mode: str) -> None:
-    if epochs < 1:
-        raise InvalidInputError(f"{epochs} epochs were asked for. Pass at least 1.")
+    as_count("epochs", epochs)
     if not 0.0 <= penalty < float("inf"):
         raise InvalidInputError(
             f"penalty (λ) is {penalty}. Pass a finite number ≥ 0, e.g. 1e-4."

@@ -10,8 +10,9 @@ from dynprune.core import Cost, NumericalWarning, unknown
 from dynprune.operators import AbstractOperator, GaussNewtonOperator, HessianOperator
 from dynprune.pruning._collapse import Collapse, check_known
 from dynprune.pruning._from_scores import from_scores, record
-from dynprune.pruning._prunable import check_prunable
-from dynprune.pruning._select import Scope, kept_count
+from dynprune.pruning._numbers import as_count, as_density
+from dynprune.pruning._prunable import check_prunable, probe_cost
+from dynprune.pruning._select import Scope
 from dynprune.spectral import Diagonal, diagonal
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -51,8 +52,8 @@ def obd_diagonal(
 
     Cost:
         ``matvecs`` HVPs (as many as the weights, if fewer), no forward passes alone,
-        and the gradients of the determinism probe: two, of at most 8 examples where
-        the data are resident.
+        and for a new system the gradients of the determinism probe: two, of at most 8
+        examples where the data are resident.
 
     Source:
         LeCun, Denker and Solla, *Optimal Brain Damage*, NeurIPS 1989.
@@ -64,6 +65,7 @@ def obd_diagonal(
         >>> obd_diagonal(system).values
         tensor([1., 1.])
     """  # noqa: DOC501, DOC502 - unknown() makes it; the others from below
+    matvecs = as_count("matvecs", matvecs)
     system.check_one_process("Scoring weights")
     if curvature not in get_args(Curvature):
         raise unknown("curvature", curvature, get_args(Curvature))
@@ -111,8 +113,8 @@ def obd_scores(
 
     Cost:
         ``matvecs`` HVPs (as many as the weights, if fewer), no forward passes alone,
-        and the gradients of the determinism probe: two, of at most 8 examples where
-        the data are resident.
+        and for a new system the gradients of the determinism probe: two, of at most 8
+        examples where the data are resident.
 
     Source:
         LeCun, Denker and Solla, *Optimal Brain Damage*, NeurIPS 1989.
@@ -164,15 +166,16 @@ def obd(
 
     Cost:
         ``matvecs`` HVPs (as many as the weights, if fewer), no forward passes alone,
-        and the gradients of the determinism probe: two, of at most 8 examples where
-        the data are resident.
+        and for a new system the gradients of the determinism probe: two, of at most 8
+        examples where the data are resident.
 
     Source:
         LeCun, Denker and Solla, *Optimal Brain Damage*, NeurIPS 1989.
     """  # noqa: DOC502 - raised by the parts
-    kept_count(density, 1)
+    density = as_density(density)
     check_known(collapse)
     _check_negative(negative)
+    probe = probe_cost(system)
     found = obd_diagonal(system, curvature=curvature, matvecs=matvecs, seed=seed)
     settings = {
         "curvature": curvature,
@@ -192,7 +195,7 @@ def obd(
         provenance=record(
             system, "pruning.obd", seed=seed, settings=settings, sources=sources
         ),
-        cost=Cost(gradients=system.probe_gradients, hvps=found.matvecs),
+        cost=Cost(gradients=probe, hvps=found.matvecs),
     )
 
 

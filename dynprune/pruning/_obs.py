@@ -23,9 +23,10 @@ from dynprune.pruning._inverse_blocks import (
     started,
     summed_update,
 )
+from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._obd import prunable_coordinates
-from dynprune.pruning._prunable import check_finite
-from dynprune.pruning._select import Scope, kept_count
+from dynprune.pruning._prunable import check_any, check_finite, probe_cost
+from dynprune.pruning._select import Scope
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 
@@ -57,8 +58,8 @@ def obs_scores(
         block_size: See :func:`obs`.
         damping: See :func:`obs`.
         samples: See :func:`obs`.
-        order: ``"one-shot"`` gives the scores above, ``"sequential"`` ranks in the
-            order of removal.
+        order: ``"one-shot"`` gives the scores above, ``"sequential"`` ranks from 1 in
+            the order of removal.
         seed: Of the draw of examples.
 
     Returns:
@@ -163,15 +164,15 @@ def obs(
 
     Cost:
         Fisher: n / N gradients, one example at a time, and N B numbers in float64; no
-        HVPs. Exact curvatures: one HVP per weight, the gradients of the determinism
-        probe, and a dense matrix. No forward passes alone. The updates and the
-        sequential order need N B² operations.
+        HVPs. Exact curvatures: one HVP per weight, for a new system the gradients of
+        the determinism probe, and a dense matrix. No forward passes alone. The
+        updates and the sequential order need N B² operations.
 
     Source:
         Hassibi and Stork, *Second order derivatives for network pruning: Optimal Brain
         Surgeon*, NeurIPS 1992; Singh and Alistarh, *WoodFisher*, NeurIPS 2020.
     """  # noqa: DOC502 - raised by the parts
-    kept_count(density, 1)
+    density = as_density(density)
     check_known(collapse)
     _check_known("update", update, get_args(Update))
     _check_known("order", order, get_args(Order))
@@ -198,7 +199,7 @@ def obs(
         "scope": scope,
         "collapse": dict(draft.provenance.settings)["collapse"],
         "curvature": curvature,
-        "block_size": block_size,
+        "block_size": None if block_size is None else int(block_size),
         "damping": damping,
         "samples": surgeon.samples,
         "order": order,
@@ -226,6 +227,7 @@ class _Surgeon:
     """The weights and the inverse curvature of each tensor, in blocks."""
 
     weights: dict[str, Tensor]  # of the tensors' shapes and dtype
+    empty: dict[str, Tensor]  # those that have none
     alive: dict[str, Tensor]
     inverses: dict[str, Tensor]  # (blocks, B, B), float64
     samples: int
@@ -241,18 +243,27 @@ class _Surgeon:
         samples: int | None,
         seed: int,
     ) -> "_Surgeon":
-        _check(curvature, block_size, damping, samples)
+        _check(curvature, damping)
+        if block_size is not None:
+            block_size = as_count("block_size", block_size)
+        if samples is not None:
+            samples = as_count("samples", samples)
         system.check_one_process("Scoring weights")
         prunable_coordinates(system)
         check_finite(system)
         named = system.unflatten(system.state)
-        weights = {name: named[name].detach().clone() for name in system.prunable}
+        every = {name: named[name].detach().clone() for name in system.prunable}
+        check_any(part.numel() for part in every.values())
+        weights = {name: part for name, part in every.items() if part.numel()}
+        empty = {name: part for name, part in every.items() if not part.numel()}
         sizes = {
             name: min(block_size or part.numel(), part.numel())
             for name, part in weights.items()
         }
         alive = {
-            name: kept.to(system.device) for name, kept in survivors(system).items()
+            name: kept.to(system.device)
+            for name, kept in survivors(system).items()
+            if name in weights
         }
         if curvature == "fisher":
             examples = drawn(system, samples, seed=seed)
@@ -264,7 +275,12 @@ class _Surgeon:
             count = 0
             inverses, cost = _exact(system, alive, sizes, curvature, damping)
         return _Surgeon(
-            weights=weights, alive=alive, inverses=inverses, samples=count, cost=cost
+            weights=weights,
+            empty=empty,
+            alive=alive,
+            inverses=inverses,
+            samples=count,
+            cost=cost,
         )
 
     def scores(self, order: Order) -> dict[str, Tensor]:
@@ -279,7 +295,8 @@ class _Surgeon:
                 places[name] = join(turns, weight.shape)
             _check_positive(name, inverse, found)
             costs[name] = join(found, weight.shape)
-        return costs if order == "one-shot" else ranked(costs, places)
+        scores = costs if order == "one-shot" else ranked(costs, places)
+        return scores | {name: part.double() for name, part in self.empty.items()}
 
     def moved(
         self, masks: dict[str, Tensor], update: Update
@@ -297,7 +314,7 @@ class _Surgeon:
             found[name] = (
                 weight if update == "none" else torch.where(kept, after, weight)
             )
-        return found, total
+        return found | self.empty, total
 
     def _blocks(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         inverse = self.inverses[name]
@@ -331,7 +348,9 @@ def _fisher(
         for name, part in weights.items()
     }
     for parts in example_gradients(system, examples, seed=seed):
-        for name, part in zip(found, parts, strict=True):
+        for name, part in zip(system.prunable, parts, strict=True):
+            if name not in found:
+                continue
             add_gradient_(found[name], cut(part, sizes[name]), count=count)
     return found
 
@@ -343,11 +362,12 @@ def _exact(
     curvature: str,
     damping: float,
 ) -> tuple[dict[str, Tensor], Cost]:
+    probe = probe_cost(system)
     kind = HessianOperator if curvature == "hessian" else GaussNewtonOperator
     whole: AbstractOperator = kind(system)
     block = whole.restrict(prunable_coordinates(system))
     matrix = block.dense()
-    cost = Cost(gradients=system.probe_gradients, hvps=float(block.size))
+    cost = Cost(gradients=probe, hvps=float(block.size))
     found, first = {}, 0
     for name, kept in alive.items():
         own = slice(first, first + int(kept.sum()))
@@ -369,16 +389,8 @@ def _check_positive(name: str, inverse: Tensor, costs: Tensor) -> None:
         )
 
 
-def _check(
-    curvature: str, block_size: int | None, damping: float, samples: int | None
-) -> None:
+def _check(curvature: str, damping: float) -> None:
     _check_known("curvature", curvature, get_args(OBSCurvature))
-    if block_size is not None and block_size < 1:
-        raise InvalidInputError(
-            f"block_size is {block_size}. Pass at least 1, or None for whole tensors."
-        )
-    if samples is not None and samples < 1:
-        raise InvalidInputError(f"samples is {samples}. Pass at least 1, or None.")
     if not 0.0 <= damping < float("inf") or (curvature == "fisher" and damping == 0):
         raise InvalidInputError(
             f"damping is {damping} with curvature={curvature!r}. Pass a positive "

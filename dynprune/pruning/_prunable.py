@@ -1,8 +1,9 @@
 """What pruners check of a system's prunable weights at the door."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
+from torch import Tensor
 
 from dynprune.core import InvalidInputError
 from dynprune.system import GradientSystem
@@ -21,6 +22,22 @@ def check_prunable(names: Collection[str]) -> None:
         raise InvalidInputError(
             "The system has no prunable weight (no trainable Linear or Conv layer "
             "among its parameters). Pass a model that has one, or select others."
+        )
+
+
+def check_any(sizes: Iterable[int]) -> None:
+    """Refuse prunable tensors that are all empty, as of ``nn.Linear(0, 5)``.
+
+    Args:
+        sizes: How many weights each holds.
+
+    Raises:
+        InvalidInputError: If there is none in any.
+    """
+    if not any(sizes):
+        raise InvalidInputError(
+            "The system has no prunable weight: all its prunable tensors are empty. "
+            "Pass a model that has one, or select others."
         )
 
 
@@ -82,3 +99,42 @@ def check_each(what: str, given: Collection[str], prunable: Iterable[str]) -> No
             f"{extra or 'none'}. Pass one for each of system.prunable: "
             f"{', '.join(wanted)}."
         )
+
+
+def check_masks(masks: Mapping[str, Tensor], system: GradientSystem) -> None:
+    """Refuse masks that do not fit the prunable weights.
+
+    Args:
+        masks: Name to boolean tensor.
+        system: The system.
+
+    Raises:
+        InvalidInputError: If a name is missing or too much, a shape differs, or a mask
+            is not boolean.
+    """
+    check_each("Masks", masks, system.prunable)
+    shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
+    for name in system.prunable:
+        mask = masks[name]
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise InvalidInputError(
+                f"The mask of {name!r} is of {kind}. Pass boolean tensors, True = kept."
+            )
+        if tuple(mask.shape) != tuple(shapes[name]):
+            raise InvalidInputError(
+                f"The mask of {name!r} has shape {tuple(mask.shape)}, the weights "
+                f"{tuple(shapes[name])}. Pass one entry for each weight."
+            )
+
+
+def probe_cost(system: GradientSystem) -> float:
+    """Return what the determinism probe of a system will cost, if it is still to come.
+
+    Args:
+        system: The system, before it meets an operator.
+
+    Returns:
+        Gradients; 0 for a system that was probed before.
+    """
+    return 0.0 if system._deterministic else system.probe_gradients

@@ -4,26 +4,26 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from dynprune.core import InvalidInputError
-from dynprune.pruning._count_rules import kept_count
+from dynprune.core import derive_seed
 from dynprune.pruning._from_scores import survivors
+from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._select import check_choice, check_room, check_scores, select
 from dynprune.system import GradientSystem
 
 Masks = dict[str, Tensor]
 
 
-def check_rounds(rounds: int) -> None:
-    """Refuse a number of rounds that is not positive.
+def seed_of(seed: int, t: int) -> int:
+    """Return the seed of a round: the first is the method that has one only.
 
     Args:
-        rounds: As given.
+        seed: Of all rounds.
+        t: The round, from 1.
 
-    Raises:
-        InvalidInputError: If it is not positive.
+    Returns:
+        ``seed`` itself in round 1, another one in each later round.
     """
-    if rounds < 1:
-        raise InvalidInputError(f"{rounds} rounds were asked for. Pass at least 1.")
+    return seed if t == 1 else derive_seed(seed, t)
 
 
 def in_rounds(
@@ -56,11 +56,11 @@ def in_rounds(
     Cost:
         T scores.
     """  # noqa: DOC502 - raised by the parts
-    check_rounds(rounds)
+    rounds = as_count("rounds", rounds)
     free = survivors(system)
     shapes = {name: tuple(mask.shape) for name, mask in free.items()}
     size = sum(mask.numel() for mask in free.values())
-    kept_count(density, 1)
+    density = as_density(density)
     check_room([m.reshape(-1) for m in free.values()], density, "all layers")
     first = sum(int(mask.count_nonzero()) for mask in free.values()) / size
     masks = free

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dynprune.core import InvalidInputError, mean_interval
 from dynprune.pruning._from_scores import record
+from dynprune.pruning._numbers import as_count
 from dynprune.pruning._sanity_check_controls import (
     CONTROLS,
     TICKET,
@@ -20,7 +21,7 @@ from dynprune.pruning._sanity_check_results import SanityCheck
 from dynprune.system import GradientSystem
 from dynprune.tasks import Problem
 from dynprune.tickets import Ticket
-from dynprune.training import Evaluation, Trainer, evaluate, train_many
+from dynprune.training import Evaluation, Recipe, Trainer, evaluate, train_many
 
 Scores = Mapping[str, Tensor]
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -95,7 +96,8 @@ def sanity_check(
 
     Raises:
         InvalidInputError: For a ticket without pruned weights or of another system,
-            fewer than two seeds, or neither a problem nor data and a model maker.
+            fewer than two seeds, no step from ``start_step`` on, or neither a problem
+            nor data and a model maker.
         ConvergenceError: If a training diverges.
 
     Cost:
@@ -133,6 +135,12 @@ def sanity_check(
     mean_interval((0.0, 1.0), confidence=confidence)  # refuses what is no coverage
     if not margin >= 0.0:
         raise InvalidInputError(f"margin is {margin}. Pass 0 or more.")
+    start_step = as_count("start_step", start_step, least=0)
+    if isinstance(train, Recipe) and start_step >= train.steps:
+        raise InvalidInputError(
+            f"start_step is {start_step} of {train.steps} steps: nothing would be "
+            "trained. Pass a smaller one, or a Recipe of more steps."
+        )
     judge = _problem(system, problem, held_out, make_model, metric)
     for one in tickets:
         check_ticket(one)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynprune.core import InvalidInputError, isolated
 from dynprune.pruning._from_scores import survivors
@@ -52,10 +52,9 @@ class ScoredNet:
         kept = survivors(system)
         self._kept = [kept[name].to(system.device) for name in self.names]
         self._start: list[Tensor] = []
+        self._temperature, self._calls = temperature, 0
         if temperature != 1.0:
-            net.register_forward_hook(
-                lambda _module, _inputs, output: _divided(output, temperature)
-            )
+            net.register_forward_hook(self._divide)
         self._mean = MeanLoss(net, system.loss_fn, system.batch_loss)
 
     def start(self) -> list[Tensor]:
@@ -99,9 +98,35 @@ class ScoredNet:
 
         Returns:
             A 0-d tensor, differentiable in ``weights``.
+
+        Raises:
+            InvalidInputError: If a temperature had no outputs to divide.
         """
+        before = self._calls
         value: Tensor = self._mean(batch)
+        if self._temperature != 1.0 and self._calls == before:
+            raise InvalidInputError(
+                f"A temperature of {self._temperature} divides what the network "
+                "returns, and batch_loss never calls it (only modules inside it). "
+                "Pass temperature=1, or a batch_loss that calls model(...)."
+            )
         return value
+
+    def _divide(self, _module: nn.Module, _inputs: Any, output: Any) -> Tensor:
+        self._calls += 1
+        if not isinstance(output, Tensor):
+            raise InvalidInputError(
+                f"The network returns a {type(output).__name__}, which a temperature "
+                f"of {self._temperature} cannot divide. Pass temperature=1, or wrap "
+                "the network so that it returns a tensor."
+            )
+        if output.ndim == 0:
+            raise InvalidInputError(
+                "The network returns one number, its loss, of which a temperature of "
+                f"{self._temperature} would change the scale only. Pass temperature=1, "
+                "or let it return its outputs and pass their loss."
+            )
+        return output / self._temperature
 
     def derivatives(self, value: Tensor, *, keep_graph: bool = False) -> list[Tensor]:
         """Differentiate by the prunable weights; those of the system's mask get zero.
@@ -131,13 +156,28 @@ class ScoredNet:
             seed: Of loaders and dropout.
 
         Returns:
-            One tensor for each of ``weights``.
+            One tensor for each of ``weights``, in float32 or wider.
         """
-        total = [torch.zeros_like(part) for part in self.weights]
+        total = zeros(self.weights)
         with isolated(seed), torch.enable_grad():
             for share, batch in self.shares(seed=seed):
                 add_(total, self.derivatives(self.loss(batch)), share)
         return total
+
+
+def zeros(like: Sequence[Tensor]) -> list[Tensor]:
+    """Return zeros to sum in: half precision would lose what batches add.
+
+    Args:
+        like: Tensors of the shapes and devices.
+
+    Returns:
+        As many, in their dtypes or float32, whichever is wider.
+    """
+    return [
+        torch.zeros_like(part, dtype=torch.promote_types(part.dtype, torch.float32))
+        for part in like
+    ]
 
 
 def add_(total: Sequence[Tensor], parts: Sequence[Tensor], share: float) -> None:
@@ -150,13 +190,3 @@ def add_(total: Sequence[Tensor], parts: Sequence[Tensor], share: float) -> None
     """
     for sum_of, part in zip(total, parts, strict=True):
         sum_of.add_(part.detach(), alpha=share)
-
-
-def _divided(output: Any, temperature: float) -> Tensor:
-    if not isinstance(output, Tensor):
-        raise InvalidInputError(
-            f"The network returns a {type(output).__name__}, which a temperature of "
-            f"{temperature} cannot divide. Pass temperature=1, or wrap the network so "
-            "that it returns a tensor."
-        )
-    return output / temperature

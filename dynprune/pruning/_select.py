@@ -1,5 +1,6 @@
 """Which weights to keep, given their scores."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -13,7 +14,7 @@ from dynprune.pruning._count_rules import (
     keep,
     kept_count as kept_count,
 )
-from dynprune.pruning._prunable import check_each, check_prunable
+from dynprune.pruning._prunable import check_any, check_each, check_prunable
 
 Scope = Literal["global", "layer"]
 # a density for all tensors, or one for each by name
@@ -34,6 +35,7 @@ def check_scores(
             much, a shape differs, or a score is NaN or infinite.
     """
     check_prunable(shapes)
+    check_any(math.prod(shape) for shape in shapes.values())
     check_each("Scores", scores, shapes)
     for name, shape in shapes.items():
         if tuple(scores[name].shape) != shape:
@@ -89,11 +91,15 @@ def select(
         pools = [(list(flat), "all layers")]
     masks: dict[str, Tensor] = {}
     for names, where in pools:
+        if not any(len(flat[name]) for name in names):
+            masks |= {name: free[name] for name in names}  # an empty tensor
+            continue
         own = density[where] if isinstance(density, Mapping) else density
         parts, left = [flat[name] for name in names], [free[name] for name in names]
         check_room(left, own, where)
         masks |= zip(names, keep(parts, left, own, rule), strict=True)
-    if not any(bool(mask.any()) for mask in masks.values()):
+    some = any(len(part) for part in flat.values())
+    if some and not any(bool(mask.any()) for mask in masks.values()):
         raise InvalidInputError(
             f"Rule {rule!r} at density {density} keeps no weight at all: it drops all "
             "that tie with its threshold. Pass a higher density, or rule='exact'."
@@ -138,6 +144,8 @@ def check_choice(
         d = density[names[0]] if isinstance(density, Mapping) else density
         size = sum(alive[name].numel() for name in names)
         left = sum(int(alive[name].count_nonzero()) for name in names)
+        if not size:
+            continue
         if kept_count(d, size) == left:
             continue
         ends = [_ends(scores[name], alive[name]) for name in names if alive[name].any()]
@@ -172,6 +180,8 @@ def check_room(alive: Sequence[Tensor], density: float, where: str) -> None:
         InvalidInputError: If more is to be kept than is alive.
     """
     every = torch.cat(list(alive))
+    if not len(every):
+        return
     count, left = kept_count(density, len(every)), int(every.count_nonzero())
     if count > left:
         raise InvalidInputError(

@@ -77,7 +77,7 @@ def signed_weights(system: GradientSystem) -> dict[str, Tensor]:
     state = system.unflatten(system.state)
     return {
         name: torch.where(state[name] < 0, -1.0, 1.0).to(state[name])
-        * math.sqrt(2.0 / number)
+        * math.sqrt(2.0 / max(number, 1))
         for name, number in fans(system).items()
     }
 
@@ -90,19 +90,21 @@ def plain_values(system: GradientSystem) -> dict[str, Tensor]:
 
     Returns:
         Name to tensor: ones for scales of normalisation layers, zeros for their
-        shifts and for all biases, trainable or not.
+        shifts and for all biases, trainable or not. A layer of another library counts
+        as one if its name says so and its weight is a vector.
     """
     found: dict[str, Tensor] = {}
     weights = set(system.prunable)
     names = {id(part): name for name, part in system.module.named_parameters()}
     for module in system.module.modules():
-        norm = isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()
+        torchs = isinstance(module, _NORMS)
+        named = "norm" in type(module).__name__.lower()
         for name, part in module.named_parameters(recurse=False):
             full = names[id(part)]
             if full in weights:
                 continue
             if name.endswith("bias"):
                 found[full] = torch.zeros_like(part)
-            elif norm and name == "weight":
+            elif name == "weight" and (torchs or (named and part.ndim == 1)):
                 found[full] = torch.ones_like(part)
     return found

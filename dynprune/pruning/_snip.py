@@ -7,6 +7,7 @@ from torch import Tensor
 from dynprune.core import Cost
 from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._from_scores import from_scores, record
+from dynprune.pruning._prunable import check_masks
 from dynprune.pruning._scored_net import Mode, ScoredNet
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -37,6 +38,9 @@ def snip_scores(
     Returns:
         Name to scores, for each of ``system.prunable``; zero where pruned.
 
+    Raises:
+        InvalidInputError: If a mask is missing, not boolean or of a wrong shape.
+
     Cost:
         One gradient, no further forward passes, no HVPs.
 
@@ -51,7 +55,9 @@ def snip_scores(
         >>> system = GradientSystem(net, torch.nn.functional.mse_loss, (x, y))
         >>> snip_scores(system.with_state(torch.tensor([3.0, -1.0])))
         {'weight': tensor([[6., 1.]])}
-    """
+    """  # noqa: DOC502 - raised by check_masks
+    if masks is not None:
+        check_masks(masks, system)
     net = ScoredNet(system, mode=mode)
     if masks is not None:
         net.restrict_(masks)

@@ -9,6 +9,7 @@ from dynprune.core import derive_seed, generator
 from dynprune.pruning._collapse import CollapseInTraining
 from dynprune.pruning._drop_and_grow import cosine_share, drop_and_grow, exchange_steps
 from dynprune.pruning._layer_counts import LayerDensities, layer_counts, random_masks
+from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._sparse_training import (
     Masks,
     SparseTraining,
@@ -85,6 +86,8 @@ def sparse_evolution(
         (2, 2)
     """  # noqa: DOC502 - raised by the parts
     check_dense(system, train, collapse)
+    density = as_density(density)
+    update_every = as_count("update_every", update_every)
     end, steps = exchange_steps(
         train.steps, every=update_every, stop=stop_step, drop=drop
     )
@@ -124,4 +127,5 @@ def sparse_evolution(
         seed=seed,
         record_every=record_every,
         collapse=collapse,
+        advice="Pass a higher density, or other densities of the layers (layers=)",
     )

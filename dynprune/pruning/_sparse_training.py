@@ -262,6 +262,7 @@ def trained_with(
     seed: int,
     record_every: int | None,
     collapse: CollapseInTraining,
+    advice: str,
 ) -> SparseTraining:
     """Train with masks that ``move`` changes.
 
@@ -276,6 +277,7 @@ def trained_with(
         seed: Of data order and dropout.
         record_every: Steps between snapshots, or None.
         collapse: What to do about one, of the last masks.
+        advice: What to try against it.
 
     Returns:
         What training ended with.
@@ -290,7 +292,11 @@ def trained_with(
     buffers = system.buffers
     run = train(system.with_state(sparse), seed=seed, record=record_every, move=move)
     found = check_collapse(
-        system, masks.now, density=settings["density"], collapse=collapse
+        system,
+        masks.now,
+        density=settings["density"],
+        collapse=collapse,
+        advice=advice,
     )
     made = record(
         system,

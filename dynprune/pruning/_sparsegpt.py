@@ -11,8 +11,9 @@ from dynprune.pruning._drop_and_grow import highest
 from dynprune.pruning._from_scores import full_state, record, survivors
 from dynprune.pruning._layer_inputs import in_call_order, moments
 from dynprune.pruning._layer_matrices import Layer, layers_of
+from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._private_copy import private_copy
-from dynprune.pruning._prunable import check_finite, check_prunable
+from dynprune.pruning._prunable import check_any, check_finite, check_prunable
 from dynprune.pruning._select import check_choice, check_room, kept_count
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -37,9 +38,9 @@ def sparsegpt(
     .. math:: \min_{\hat w} \; |X w - X \hat w|^2, \qquad
               H = \tfrac{2}{n} X^\top X + \lambda \bar h I
 
-    with :math:`\bar h` the mean diagonal before damping,
-    columns are visited from left to right. With F the columns from j on, a weight
-    :math:`w_j` that is pruned is made up for by those after it,
+    with :math:`\bar h` the mean diagonal before damping, over the inputs that are not
+    zero on all data, columns are visited from left to right. With F the columns from
+    j on, a weight :math:`w_j` that is pruned is made up for by those after it,
 
     .. math:: w_F \leftarrow w_F - \frac{w_j}{[H_{FF}^{-1}]_{jj}} H_{FF}^{-1} e_j ,
 
@@ -100,10 +101,9 @@ def sparsegpt(
         >>> sparsegpt(at, density=0.5).masked_state["weight"].round(decimals=1)
         tensor([[0., 3.]])
     """  # noqa: DOC501, DOC502 - unknown() makes it; the others from below
-    kept_count(density, 1)
+    density = as_density(density)
     check_known(collapse)
-    if block_size < 1:
-        raise InvalidInputError(f"block_size is {block_size}. Pass at least 1.")
+    block_size = as_count("block_size", block_size)
     if not 0.0 <= damping < float("inf"):
         raise InvalidInputError(f"damping is {damping}. Pass 0 or a positive number.")
     if inputs not in get_args(LayerInputs):
@@ -113,16 +113,21 @@ def sparsegpt(
     check_finite(system)
     alive = survivors(system)
     state = system.unflatten(system.state)
+    check_any(kept.numel() for kept in alive.values())
     for name, kept in alive.items():
         check_room([kept.reshape(-1)], density, name)
         if not bool(state[name].any()):
             # what is all zero has no costs to choose by; equal weights have
             check_choice({name: state[name]}, {name: kept}, density, "layer")
     net = private_copy(system).eval()
-    layers = layers_of(net, system.prunable)
+    layers = layers_of(net, [name for name, kept in alive.items() if kept.numel()])
     weights = dict(net.named_parameters())
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    errors: dict[str, float] = {}
+    found = {
+        name: (kept, weights[name].detach())
+        for name, kept in alive.items()
+        if not kept.numel()
+    }
+    errors = dict.fromkeys(found, 0.0)
     forwards = 0.0
     together = [layers]
     if inputs == "pruned":
@@ -152,7 +157,13 @@ def sparsegpt(
         "density": density,
         "rule": "exact",
         "scope": "layer",
-        "collapse": check_collapse(system, masks, density=density, collapse=collapse),
+        "collapse": check_collapse(
+            system,
+            masks,
+            density=density,
+            collapse=collapse,
+            advice="Pass a higher density",
+        ),
         "block_size": block_size,
         "damping": damping,
         "inputs": inputs,

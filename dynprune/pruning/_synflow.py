@@ -11,7 +11,9 @@ from dynprune.core import Cost, InvalidInputError, NumericalWarning
 from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._count_rules import kept_count
 from dynprune.pruning._from_scores import from_scores, record, survivors
+from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._private_copy import private_copy
+from dynprune.pruning._prunable import check_masks
 from dynprune.pruning._select import check_scores, select
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -54,7 +56,8 @@ def synflow_scores(
         Name to float64 scores, for each of ``system.prunable``; zero where pruned.
 
     Raises:
-        InvalidInputError: If the input's shape is not known or an output is no tensor.
+        InvalidInputError: If the input's shape is not known, an output is no tensor,
+            or a mask is missing, not boolean or of a wrong shape.
 
     Cost:
         The forward and backward pass of one example, 1/N gradients; no forward passes
@@ -70,9 +73,11 @@ def synflow_scores(
         >>> system = GradientSystem(net, torch.nn.functional.mse_loss, (x, y))
         >>> synflow_scores(system.with_state(torch.tensor([3.0, -1.0])))
         {'weight': tensor([[3., 1.]], dtype=torch.float64)}
-    """  # noqa: DOC502 - raised by flow_of
-    flow = flow_of(system, activations=activations, example=example)
-    return flow(survivors(system) if masks is None else masks)
+    """  # noqa: DOC502 - raised by flow_of and check_masks
+    if masks is None:
+        masks = survivors(system)
+    check_masks(masks, system)
+    return flow_of(system, activations=activations, example=example)(masks)
 
 
 def synflow(
@@ -117,7 +122,8 @@ def synflow(
 
     Raises:
         InvalidInputError: See :func:`from_scores`; or if ``rounds`` is not positive,
-            the shape of an example is not known, or the network returns no tensor.
+            the shape of an example is not known or not what the network takes, or the
+            network returns no tensor.
 
     Warns:
         NumericalWarning: If no flow passes some weight at the start (unused, or
@@ -130,15 +136,13 @@ def synflow(
     Source:
         Tanaka et al., *Pruning neural networks without any data by iteratively
         conserving synaptic flow*, NeurIPS 2020.
-    """
-    if rounds < 1:
-        raise InvalidInputError(f"{rounds} rounds were asked for. Pass at least 1.")
+    """  # noqa: DOC502 - raised by the parts
+    rounds, density = as_count("rounds", rounds), as_density(density)
     alive = survivors(system)
     flow = flow_of(system, activations=activations, example=example)
     size = sum(mask.numel() for mask in alive.values())
     left = sum(int(mask.count_nonzero()) for mask in alive.values())
     first = left / max(size, 1)
-    kept_count(density, max(size, 1))
     scores = flow(alive)
     idle = _idle(scores, system)
     for r in range(1, rounds):
@@ -206,6 +210,8 @@ def flow_of(
     weights = [own[name] for name in system.prunable]
     magnitudes = [part.detach().clone() for part in weights]
     ones = _ones(system, example)
+    if example is not None:
+        _try(net, ones)
     shapes = {name: tuple(own[name].shape) for name in system.prunable}
     check_scores({name: own[name] for name in shapes}, shapes)
 
@@ -245,6 +251,17 @@ def _linearise_(net: nn.Module) -> None:
                 setattr(module, name, nn.Identity())
 
 
+def _try(net: nn.Module, ones: Tensor) -> None:
+    with torch.no_grad():
+        try:
+            net(ones)
+        except Exception as error:
+            raise InvalidInputError(
+                f"The network does not take an example of shape {tuple(ones.shape)}: "
+                f"{error}. Pass example=torch.ones(1, ...) in the shape of its inputs."
+            ) from error
+
+
 def _ones(system: GradientSystem, example: Tensor | None) -> Tensor:
     if example is None:
         batch = next(system.batches(), None)
@@ -256,6 +273,11 @@ def _ones(system: GradientSystem, example: Tensor | None) -> Tensor:
                 "example=torch.ones(1, ...) for a network that takes such inputs."
             )
         example = x[:1]
+    if not isinstance(example, Tensor):
+        raise InvalidInputError(
+            f"example is a {type(example).__name__}. Pass a tensor of one example with "
+            "its batch dimension, torch.ones(1, ...)."
+        )
     return torch.ones(example.shape, dtype=torch.float64, device=system.device)
 
 

@@ -1,6 +1,9 @@
 """A network that comes apart is told in the same way by every pruner."""
 
 import copy
+import inspect
+import re
+import warnings
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch import nn
 from dynprune.core import InvalidInputError, NumericalWarning
 from dynprune.pruning import (
     edge_popup,
+    from_scores,
     gem_miner,
     gradual_magnitude,
     imp,
@@ -17,6 +21,7 @@ from dynprune.pruning import (
     obd,
     obs,
     rigl,
+    snip,
     sparse_evolution,
     sparsegpt,
 )
@@ -154,3 +159,64 @@ def test_iterative_pruning_warns_once_and_goes_on():
         InvalidInputError, match=r"is 'error'\. Pass 'warn' or 'ignore'"
     ):
         imp(system, densities=densities, train=recipe(), collapse="error")
+
+
+def knobs_in(message: str, pruner) -> list[str]:
+    """Names of arguments that a message advises and that do not exist."""
+    elsewhere = re.findall(r"from_scores\((.*?)\)", message)
+    own = re.sub(r"from_scores\(.*?\)", "", message)
+    missing = []
+    for text, function in [(own, pruner), *((part, from_scores) for part in elsewhere)]:
+        known = inspect.signature(function).parameters
+        missing += [name for name in re.findall(r"(\w+)=", text) if name not in known]
+    return missing
+
+
+def test_the_oracle_of_advice_bites():
+    assert knobs_in("pass scope='layer'", snip) == ["scope"]
+    assert knobs_in("call from_scores(..., scope='layer')", snip) == []
+    assert knobs_in("call from_scores(..., window=3)", snip) == ["window"]
+
+
+CALLS = {
+    **{name: (prune, knobs) for name, (prune, knobs) in ONE_SHOT.items()},
+    "imp": (imp, {"densities": (1.0, 0.1), "train": recipe()}),
+    "gradual_magnitude": (
+        gradual_magnitude,
+        {"density": 0.1, "update_every": 2, "train": recipe()},
+    ),
+    **{
+        prune.__name__: (
+            prune,
+            {
+                "density": 0.06,
+                "layers": "uniform",
+                "update_every": 2,
+                "drop": 0.01,
+                "train": recipe(),
+            },
+        )
+        for prune in (rigl, sparse_evolution)
+    },
+    "snip": (snip, {"density": 0.05}),
+}
+
+
+@pytest.mark.parametrize(("prune", "knobs"), CALLS.values(), ids=CALLS.keys())
+def test_advice_names_arguments_that_there_are(prune, knobs):
+    system = system_of()
+    messages = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            prune(system, **knobs)
+        except InvalidInputError as error:
+            messages.append(str(error))
+    messages += [str(one.message) for one in caught]
+    assert any(LOST in message for message in messages)
+    for message in messages:
+        assert knobs_in(message, prune) == [], message
+        # what was asked already is no advice
+        if prune is edge_popup and knobs.get("scope", "layer") == "layer":
+            assert "scope=" not in message
+        assert "density" in message

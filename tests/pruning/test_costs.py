@@ -103,6 +103,54 @@ def test_the_cost_is_what_the_formula_says(name):
         assert getattr(found, part) == pytest.approx(getattr(expected, part)), part
 
 
+class CountedLBFGS(torch.optim.LBFGS):
+    """Count, from outside, how often a step asks for the gradient."""
+
+    seen = 0
+
+    def step(self, closure):
+        def counted():
+            CountedLBFGS.seen += 1
+            return closure()
+
+        return torch.optim.LBFGS.step(self, counted)
+
+
+@pytest.mark.parametrize("name", ["gem_miner", "edge_popup", "early_bird", "imp"])
+def test_every_gradient_of_a_step_counts(name):
+    def newton(params):
+        return CountedLBFGS(params, lr=0.1, max_iter=4)
+
+    knobs = {"optimizer": newton, "epochs": 6, "batch_size": 20}
+    density = {"density": 0.5}
+    if name in {"early_bird", "imp"}:
+        knobs = {"train": Recipe(newton, steps=STEPS, batch_size=20)}
+    if name == "early_bird":
+        knobs |= {"unit": "weight", "window": 2, "tolerance": 0.99}
+    if name == "imp":
+        density = {"densities": (1.0, 0.5)}
+    CountedLBFGS.seen = 0
+    system = GradientSystem(small_net(widths=(4, 5, 3)), CE, classes(N, 4, 3))
+    found = getattr(pruning, name)(system, **density, **knobs).cost
+    assert CountedLBFGS.seen > found.steps > 0
+    assert found.gradients == pytest.approx(CountedLBFGS.seen * 20 / N)
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [
+        ("obd", {"matvecs": 20}),
+        ("obs", {"curvature": "gauss-newton", "damping": 0.1}),
+    ],
+)
+def test_a_system_is_probed_and_pays_once(name, knobs):
+    system = GradientSystem(small_net(widths=(4, 5, 3)), CE, classes(N, 4, 3))
+    prune = functools.partial(getattr(pruning, name), system, density=0.5, **knobs)
+    first, second = prune().cost, prune().cost
+    assert first.gradients == pytest.approx(PROBE)
+    assert second == Cost(hvps=first.hvps)
+
+
 def test_exact_curvatures_cost_a_product_for_each_weight():
     net, data = nn.Linear(4, 3).double(), classes(N, 4, 3)
     system = GradientSystem(net, CE, data, l2=0.1)

@@ -154,7 +154,7 @@ def test_global_scope_keeps_the_exact_count():
     [
         ({"density": 2.0}, "density of 2.0"),
         ({"density": 0.5, "scope": "row"}, "scope is 'row'"),
-        ({"density": 0.5, "epochs": 0}, "0 epochs"),
+        ({"density": 0.5, "epochs": 0}, "epochs is 0"),
         ({"density": 0.5, "weights": "kaiming"}, "weights is 'kaiming'"),
     ],
     ids=["density", "scope", "epochs", "weights"],

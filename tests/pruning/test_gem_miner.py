@@ -371,7 +371,7 @@ def test_too_large_a_penalty_names_layer_penalty_and_remedy(untouched):
         ({"density": 0.5, "weights": "random"}, "weights is 'random'"),
         ({"density": 0.5, "mode": "test"}, "mode is 'test'"),
         ({"density": 0.5, "batch_size": 0}, "batch_size is 0"),
-        ({"density": 1.0, "epochs": 0}, "0 epochs"),
+        ({"density": 1.0, "epochs": 0}, "epochs is 0"),
         ({"density": 0.5, "optimizer": 3}, "The optimizer is"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -494,6 +494,49 @@ def test_plain_values_of_norms():
         "1.bias",
         "2.bias",
     }
+
+
+class Cosines(nn.Module):
+    """A classifier that calls itself a norm: cosines with one vector per class."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        make = torch.Generator().manual_seed(3)
+        self.weight = nn.Parameter(torch.randn(3, 4, generator=make).double())
+
+    def forward(self, x):
+        return nn.functional.linear(
+            nn.functional.normalize(x), nn.functional.normalize(self.weight)
+        )
+
+
+class NormFace(Cosines):
+    pass
+
+
+class MyNorm(nn.Module):
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.weight = nn.Parameter(torch.full((4,), 3.0, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.weight * nn.functional.normalize(x)
+
+
+@pytest.mark.parametrize("pruner", [gem_miner, edge_popup])
+def test_what_only_calls_itself_a_norm_keeps_its_matrix(pruner):
+    net = nn.Sequential(nn.Linear(4, 4), MyNorm(), NormFace()).double()
+    system = GradientSystem(net, CE, classes(12, 4, 3))
+    ticket = pruner(system, density=0.5, epochs=6)
+    assert torch.equal(ticket.state["2.weight"], net[2].weight)
+    # the scale of a norm of the user's own is one number for each channel
+    assert bool((ticket.state["1.weight"] == 1).all())
+    # a scale of torch's own norms may have more axes
+    layer = nn.Sequential(
+        nn.Unflatten(1, (2, 2)), nn.LayerNorm([2, 2]), nn.Flatten(), nn.Linear(4, 3)
+    ).double()
+    values = plain_values(GradientSystem(layer, CE, classes(6, 4, 3)))
+    assert values["1.weight"].shape == (2, 2)
 
 
 @pytest.mark.gpu

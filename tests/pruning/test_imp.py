@@ -272,3 +272,17 @@ def test_trained_weights_that_are_not_finite_are_refused():
 
     with pytest.raises(InvalidInputError, match="are NaN or infinite"):
         imp(system, densities=(1.0, 0.5), train=broken)
+
+
+@pytest.mark.parametrize("rewind", ["weights", "learning-rate", "fine-tune"])
+@pytest.mark.parametrize("steps", [0, 4])
+def test_levels_without_a_step_are_refused(rewind, steps):
+    _, system = problem()
+    with pytest.raises(InvalidInputError, match=f"{steps} of {steps} steps"):
+        imp(
+            system,
+            densities=(1.0, 0.5),
+            train=recipe(steps=steps),
+            rewind_step=steps,
+            rewind=rewind,
+        )

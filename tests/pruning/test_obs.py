@@ -318,3 +318,15 @@ def test_systems_that_do_not_fit_are_refused():
     )
     with pytest.raises(InvalidInputError, match="cannot be cut into 14 examples"):
         obs(whole, density=0.5, block_size=12)
+
+
+@pytest.mark.parametrize("order", ["one-shot", "sequential"])
+def test_scores_are_zero_where_pruned_and_only_there(order):
+    net = small_net(widths=(4, 5, 3))
+    system = GradientSystem(net, CE, classes(40, 4, 3))
+    masks = random(system, density=0.6, seed=2).masks
+    system = system.with_mask(masks)
+    found = obs_scores(system, block_size=5, order=order)
+    for name, mask in masks.items():
+        assert torch.equal(found[name] > 0, mask)
+        assert not found[name][~mask].any()

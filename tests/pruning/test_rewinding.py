@@ -373,7 +373,7 @@ def test_schedules_of_densities():
     ("make", "says"),
     [
         (lambda: densities_by_factor(1.0, 3), r"factor is 1\.0"),
-        (lambda: densities_by_factor(0.8, 0), "0 levels were asked"),
+        (lambda: densities_by_factor(0.8, 0), "levels is 0"),
         (lambda: densities_by_target(0.0, 3), r"target is 0\.0"),
         (lambda: densities_by_share(float("nan"), 3), "share is nan"),
         (lambda: densities_by_share(0.1, 10), "remove everything. Pass fewer levels"),
@@ -393,6 +393,7 @@ FROZEN = {"schedule": lambda made: lr_scheduler.LambdaLR(made, lambda step: step
     [
         ({"rewind": "rate"}, "Unknown rewind 'rate'"),
         ({"rewind_step": -1}, "rewind_step is -1"),
+        ({"rewind_step": 7}, "7 of 7 steps: levels"),
         ({"rewind": "learning-rate", "rewind_step": 7}, "7 of 7 steps: levels from 1"),
         ({"rewind": "fine-tune", "rewind_step": 9}, "9 of 7 steps: levels from 1"),
         ({"rewind": "fine-tune", "train": recipe(**FROZEN)}, "last one, is 0: fine-"),

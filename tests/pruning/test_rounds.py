@@ -150,7 +150,7 @@ def test_weights_return_in_force_only():
 @PRUNERS
 def test_bad_knobs_are_refused(prune, may_return):
     _, _, system = problem()
-    with pytest.raises(InvalidInputError, match="0 rounds"):
+    with pytest.raises(InvalidInputError, match="rounds is 0"):
         prune(system, density=0.5, rounds=0)
     with pytest.raises(InvalidInputError, match=r"density of 1\.5"):
         prune(system, density=1.5)

@@ -271,3 +271,12 @@ def test_a_dense_ticket_has_no_mask_to_check() -> None:
         check(system, whole)
     with pytest.raises(InvalidInputError, match="2 tickets and 5 seeds"):
         check(system, [whole, whole])
+
+
+@pytest.mark.parametrize("start_step", [12, 13])
+def test_no_verdict_without_a_step(start_step: int) -> None:
+    system, ticket, _ = planted()
+    with pytest.raises(InvalidInputError, match=f"start_step is {start_step} of 12"):
+        check(system, ticket, start_step=start_step)
+    with pytest.raises(InvalidInputError, match="start_step is -1"):
+        check(system, ticket, start_step=-1)

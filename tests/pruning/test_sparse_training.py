@@ -428,7 +428,7 @@ SOON = {"update_every": 3}
         (gradual_magnitude, {"update_every": 0}, "update_every is 0"),
         (gradual_magnitude, {"update_every": 100}, "end at step 100, beyond training"),
         (gradual_magnitude, SOON | {"updates": 6}, "end at step 18, beyond training"),
-        (gradual_magnitude, SOON | {"updates": 0}, "0 updates were asked"),
+        (gradual_magnitude, SOON | {"updates": 0}, "updates is 0"),
         (gradual_magnitude, SOON | {"start_step": -1}, "start_step is -1"),
         (gradual_magnitude, SOON | {"start_density": 0.1}, r"is 0\.1, below the dens"),
         (gradual_magnitude, SOON | {"scope": "node"}, "scope is 'node'"),

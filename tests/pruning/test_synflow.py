@@ -213,7 +213,7 @@ def test_custom_batches_take_an_example():
 
 def test_bad_knobs_are_refused():
     system = system_of(chain(6, 9, 4), 6, 4)
-    with pytest.raises(InvalidInputError, match="0 rounds"):
+    with pytest.raises(InvalidInputError, match="rounds is 0"):
         synflow(system, density=0.5, rounds=0)
     with pytest.raises(InvalidInputError, match="activations is 'none'"):
         synflow(system, density=0.5, activations="none")
