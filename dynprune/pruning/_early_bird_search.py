@@ -80,7 +80,7 @@ class Search:
                 "batch_size": order.batch_size,
             }
             self._system, self._mover = system, mover
-            self._run(order, train.steps, source.examples, progress=progress)
+            self._run(order, train.steps, system.examples, progress=progress)
             self.end = self._state(), mover.buffers()
 
     def _run(

@@ -110,7 +110,7 @@ class MaskTraining:
             training=mode == "train",
             step=0,
         )
-        self._examples = source.examples
+        self._examples = system.examples
         self._seen, self._steps = 0.0, 0
         found = self._mover.net
         assert isinstance(found, MaskedNet)
