@@ -52,7 +52,10 @@ def accuracy_density(frame: pd.DataFrame, titles: dict[str, str], path: Path) ->
         titles: Of the tasks.
         path: The SVG.
     """
-    tasks = [task for task in titles if (frame.task == task).any()]
+    pruned = frame[frame.density < 1.0].task.unique()
+    tasks = [task for task in titles if task in pruned]
+    if not tasks:
+        return
 
     def draw() -> Figure:
         canvas = Figure(figsize=(11.0, 2.2 + 2.8 * len(tasks)), layout="constrained")

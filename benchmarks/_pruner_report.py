@@ -45,7 +45,9 @@ def write_report(
         command: What was called.
     """
     settings = _settings(results)
-    seeds = 1 + max((key[4] for key in results.rows), default=0)
+    seeds = 1 + max(
+        *(key[4] for key in results.rows), *(max(unit.seeds) for unit in units), 0, 0
+    )
     short = [one for one in settings if one.recipe != "full"]
     pairs = pd.DataFrame(
         similarities(short, seeds, work=work, folder=results.folder),
@@ -197,6 +199,8 @@ def _methods(settings: list[Setting]) -> str:
 - *Fine-tuned* methods prune the trained dense network once and train on for another
   {one.steps} steps; *during training* masks change while the one training runs, and
   nothing is trained again.
+- Masks are compared within a seed where all methods have one, and between seeds also
+  where their tickets are not trained yet.
 - Masks that lost a layer are trained all the same; `note` in units.csv has warnings."""
 
 
@@ -291,10 +295,11 @@ def _alike(
         parts.append(table(group_table(same)))
         if density == min(setting.alike):
             _draw(setting, frame, same, density, folder)
-            parts.append(
-                f"![similarity](similarity-{setting.task}.svg)\n\n"
-                "Clusters by average linkage of 1 − overlap; means over seeds."
-            )
+            if (folder / f"similarity-{setting.task}.svg").exists():
+                parts.append(
+                    f"![similarity](similarity-{setting.task}.svg)\n\n"
+                    "Clusters by average linkage of 1 − overlap; means over seeds."
+                )
     return parts
 
 
@@ -305,8 +310,13 @@ def _draw(
     density: float,
     folder: Path,
 ) -> None:
-    square_ = square(same, "excess_overlap")
     own = frame[(frame.density == density)].dropna(subset=["layer_densities"])
+    trained = set(own.method)
+    every = square(same, "excess_overlap")
+    names = [name for name in every.index if name in trained]
+    if len(names) < 2:
+        return
+    square_ = every.loc[names, names]
     found, layers = {}, []
     for name in square_.index:
         part = own[own.method == name]

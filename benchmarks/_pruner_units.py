@@ -1,6 +1,7 @@
 """One unit = one task, method and seed: planned, computed, kept, resumed."""
 
 import concurrent.futures
+import contextlib
 import functools
 import json
 import math
@@ -14,7 +15,16 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from _pruner_methods import DENSE, IMP, METHODS, Bench, Found, imp_run, noted
+from _pruner_methods import (
+    DENSE,
+    IMP,
+    LEARNT,
+    METHODS,
+    Bench,
+    Found,
+    imp_run,
+    noted,
+)
 from _pruner_settings import Setting
 
 import dynprune as dp
@@ -157,6 +167,30 @@ def _find(folder: Path, unit: Unit) -> None:
         except DynPruneError as error:  # a method that finds nothing is a finding
             rows.append(_blank(unit, density, str(error)))
             _write(folder, unit, rows)
+
+
+def find_masks(folder: Path, setting: Setting, seeds: int) -> None:
+    """Find tickets that are cheap to find, untrained, where seeds lack them.
+
+    Masks of other seeds are what one method leaves in common by chance; they are those
+    that the units will find.
+
+    Args:
+        folder: The work folder.
+        setting: The comparison.
+        seeds: How many.
+    """
+    for seed in range(seeds):
+        bench = Bench(setting, seed, folder)
+        for name, method in METHODS.items():
+            if method.make is None or method.group == LEARNT:
+                continue
+            for density in setting.alike:
+                path = ticket_path(folder, bench, name, density)
+                if not path.exists():
+                    say(f"mask of {name}, density {density}, seed {seed}")
+                    with contextlib.suppress(DynPruneError):
+                        method.make(bench, density).save(path)
 
 
 def ticket_path(folder: Path, bench: Bench, method: str, density: float) -> Path:

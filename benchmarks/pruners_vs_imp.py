@@ -11,7 +11,8 @@ found lies in the work folder, so that a run may be killed and called again; row
 the results folder already holds count as done. ``--minutes`` is the time after which no
 unit starts (0 writes the report of what is there), and partial tables say what is
 missing. ``--full`` adds the recipe of the source, 50,000 steps, at 3 % for six methods;
-``--sanity`` the sanity checks. ``--tasks cifar10 --device cuda`` compares on ResNet-20.
+``--sanity`` the sanity checks; ``--masks`` finds the cheap masks of seeds that are not
+trained yet, to compare seeds. ``--tasks cifar10 --device cuda`` compares on ResNet-20.
 """
 
 import argparse
@@ -25,7 +26,16 @@ from _pruner_methods import METHODS
 from _pruner_report import write_report
 from _pruner_results import Results
 from _pruner_settings import SETTINGS, Setting, full, quick
-from _pruner_units import FULL, Unit, is_done, kept_rows, plan, run_units, say
+from _pruner_units import (
+    FULL,
+    Unit,
+    find_masks,
+    is_done,
+    kept_rows,
+    plan,
+    run_units,
+    say,
+)
 
 _WORK = Path("dynprune-benchmarks/pruners_vs_imp")
 
@@ -56,6 +66,9 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sanity", action="store_true", help="and sanity checks")
     parser.add_argument("--full", action="store_true", help="and 50,000 steps at 3 %%")
+    parser.add_argument(
+        "--masks", action="store_true", help="and masks of all seeds, untrained"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="worker processes")
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--device", default="cpu")
@@ -84,6 +97,9 @@ def main(arguments: list[str] | None = None) -> None:
         say(f"{unit.name} in {seconds:.0f} s; {left} units to go")
 
     run_units(missing, given.work, jobs=given.jobs, until=until, after=after)
+    if given.masks:
+        for setting in settings_of(given):
+            find_masks(given.work, setting, given.seeds)
     say("similarity and tables")
     words = [str(word) for word in (arguments or sys.argv[1:])]
     if "--minutes" in words:  # when it stopped is no part of what it found
