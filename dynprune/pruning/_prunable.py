@@ -137,4 +137,4 @@ def probe_cost(system: GradientSystem) -> float:
     Returns:
         Gradients; 0 for a system that was probed before.
     """
-    return 0.0 if system._deterministic else system.probe_gradients
+    return 0.0 if system.probed else system.probe_gradients

@@ -256,6 +256,11 @@ class GradientSystem:
         return self.l2 if self._ranks.rank == 0 else 0.0
 
     @property
+    def probed(self) -> bool:
+        """Whether the determinism probe has been made, so that it costs no more."""
+        return bool(self._deterministic)
+
+    @property
     def probe_gradients(self) -> float:
         """What the determinism probe costs, in gradients over this rank's data."""
         if not is_resident(self.data):
