@@ -103,6 +103,8 @@ def ordering(frame: pd.DataFrame, density: float) -> tuple[str, list[dict[str, s
             rows,
         )
     parts = [f"{count[word]} {word}" for word in ("held", "not decided", "reversed")]
+    if count["one seed"]:
+        parts.append(f"{count['one seed']} on one seed only")
     wrong = [row["expected"] for row in rows if row["the expectation"] == "reversed"]
     chain = (
         "the whole order holds outside the intervals"
@@ -110,7 +112,7 @@ def ordering(frame: pd.DataFrame, density: float) -> tuple[str, list[dict[str, s
         else "the whole order is not shown"
     )
     tail = f" Reversed: {', '.join(wrong)}." if wrong else ""
-    return f"Of {tested} pairs {', '.join(parts)}: {chain}.{tail}", rows
+    return f"Of {len(rows)} pairs {', '.join(parts)}: {chain}.{tail}", rows
 
 
 def group_table(rows: pd.DataFrame) -> list[dict[str, str]]:
