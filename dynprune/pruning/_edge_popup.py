@@ -203,6 +203,8 @@ def highest(density: float, scope: Scope) -> Rule:
 def _top(flat: Tensor, density: float) -> Tensor:
     # ties to the lower index, as select() has it; a selection, for a sort of every
     # layer at every step would cost more than the step
+    if not len(flat):
+        return torch.zeros_like(flat)
     count = kept_count(density, len(flat))
     threshold = flat.kthvalue(len(flat) - count + 1).values
     above, level = flat > threshold, flat == threshold
