@@ -2,16 +2,15 @@
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
 
 from dynprune.core import (
-    InvalidInputError,
     Outcome,
     Provenance,
-    load_tensors,
+    load_result,
     save_tensors,
 )
 from dynprune.spectral import _plot
@@ -31,6 +30,7 @@ _TENSORS = (
     "angles",
     "matvecs",
 )
+_KIND = "spectrum track"
 _CURVATURE = "loss per parameter²"
 
 
@@ -200,7 +200,7 @@ class SpectrumTrack:
             path,
             {name: getattr(self, name) for name in _TENSORS},
             {
-                "kind": "spectrum track",
+                "kind": _KIND,
                 "complete": self.complete,
                 "which": self.which,
                 "outcome": self.outcome.name,
@@ -220,17 +220,21 @@ class SpectrumTrack:
 
         Raises:
             InvalidInputError: If the file is missing, truncated, or of another kind.
-        """
-        tensors, plain = load_tensors(path)
-        if plain.get("kind") != "spectrum track":
-            raise InvalidInputError(
-                f"{path} holds {plain.get('kind', 'an unknown thing')}, not a spectrum "
-                "track. Pass a file that SpectrumTrack.save wrote."
-            )
-        return SpectrumTrack(
-            complete=plain["complete"],
-            which=plain["which"],
-            outcome=Outcome[plain["outcome"]],
-            provenance=Provenance.from_dict(plain["provenance"]),
-            **tensors,
+        """  # noqa: DOC502 - raised by load_result
+        return load_result(
+            path,
+            _KIND,
+            _unpack,
+            what="a spectrum track",
+            writer="SpectrumTrack.save",
         )
+
+
+def _unpack(tensors: dict[str, Tensor], plain: dict[str, Any]) -> SpectrumTrack:
+    return SpectrumTrack(
+        complete=plain["complete"],
+        which=plain["which"],
+        outcome=Outcome[plain["outcome"]],
+        provenance=Provenance.from_dict(plain["provenance"]),
+        **tensors,
+    )
