@@ -152,10 +152,11 @@ def device_tables(
     models: list[str] | None,
     quick: bool,
     tflops: float | None,
+    rounds: int,
 ) -> list[Table]:
     """Measure the networks in each arithmetic on a device."""
     chosen_models = models or (list(_TINY) if quick else ["resnet50", "transformer"])
-    rounds, seconds = (2, 1.0) if quick else (11, 30.0)
+    rounds, seconds = (2, 1.0) if quick else (rounds, 30.0)
     speed: list[Row] = []
     accuracy: list[Row] = []
     for key in chosen_models:

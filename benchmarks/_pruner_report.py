@@ -72,11 +72,14 @@ def write_report(
     parts.append(_methods(short))
     for setting in settings:
         own = frame[(frame.task == setting.task) & (frame.recipe == setting.recipe)]
+        name = f"{setting.task}-{setting.recipe}"
+        machines = results.provenance["machines"].get(name, {})
+        made = prose("; ".join(f"`{how}` on {what}" for what, how in machines.items()))
         if setting.recipe == "full":
-            parts += _full(setting, own)
+            parts += _full(setting, own, made=made)
             continue
         alike = pairs[pairs.task == setting.task]
-        parts += _task(setting, own, alike, checks, results.folder)
+        parts += _task(setting, own, alike, checks, results.folder, made=made)
     replace_text(results.folder / "README.md", "\n\n".join(parts) + "\n")
 
 
@@ -106,7 +109,6 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _opening(results: Results, missing: list[Unit], command: str) -> str:
-    place = results.provenance["environment"]
     seconds = sum(results.provenance["seconds"].values())
     done = len({(key[0], key[1], key[2], key[4]) for key in results.rows})
     state = "Every unit that was asked for is there."
@@ -121,9 +123,9 @@ def _opening(results: Results, missing: list[Unit], command: str) -> str:
         "common? Every method prunes the same networks (same initial weights per seed) "
         "to the same densities, and every ticket is trained by one recipe in the same "
         "data order.",
-        f"Made by `{command}` ({place['chip']}, {place['device']}, torch "
-        f"{place['torch']}, Python {place['python']}, one thread per unit; "
-        f"{seconds:.0f} seconds of units in sum, other work on the machine at times). "
+        f"Written by `{command}`; which machine computed which comparison is said "
+        f"with it. One thread per unit, {seconds:.0f} seconds of units in sum, other "
+        "work on the machines at times. "
         f"{done} units (task, method, seed). {state} Results are as they came: nothing "
         "was tuned, and no unit that was computed is left out.",
         "Accuracies are on the test split, in per cent: mean over seeds ± half of the "
@@ -210,8 +212,10 @@ def _task(
     pairs: pd.DataFrame,
     checks: pd.DataFrame,
     folder: Path,
+    *,
+    made: str,
 ) -> list[str]:
-    parts = [f"## {setting.title}", table(_accuracies(frame, setting))]
+    parts = [f"## {setting.title}", made, table(_accuracies(frame, setting))]
     if setting.task == "cifar10":
         parts.append(_published())
     density = _ordered(setting)
@@ -366,10 +370,11 @@ def _sanity(checks: pd.DataFrame, setting: Setting) -> list[str]:
     ]
 
 
-def _full(setting: Setting, frame: pd.DataFrame) -> list[str]:
+def _full(setting: Setting, frame: pd.DataFrame, *, made: str) -> list[str]:
     said, rows = ordering(frame, setting.densities[0])
     return [
         f"## {setting.title}: {setting.steps:,} steps, the whole recipe",
+        made,
         table(_accuracies(frame, setting)),
         prose(said),
         *([table(rows)] if rows else []),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from _pruner_settings import Setting
 from _pruner_units import Unit, replace_text
 
 from dynprune.study._store import source_hash
@@ -55,8 +56,8 @@ class Results:
         folder: Where they lie.
         rows: Of tickets, by task, recipe, method, density and seed.
         checks: Of sanity checks, by the same and the control.
-        provenance: Settings by task and recipe, seconds by unit, and the digests of
-            the package source that computed them.
+        provenance: Settings and machines by task and recipe, seconds by unit, and the
+            digests of the package source that computed them.
     """
 
     folder: Path
@@ -74,6 +75,7 @@ class Results:
         found.provenance = json.loads(path.read_text()) if path.exists() else {}
         found.provenance.setdefault("settings", {})
         found.provenance.setdefault("seconds", {})
+        found.provenance.setdefault("machines", {})
         found.provenance.setdefault("package_source", [])
         return found
 
@@ -105,6 +107,30 @@ class Results:
             self.provenance["package_source"] = sorted(sources)
             spent = self.provenance["seconds"].get(unit.name, 0.0)
             self.provenance["seconds"][unit.name] = round(spent + seconds, 1)
+
+    def made_on(self, setting: Setting, *, machine: str, command: str) -> None:
+        """Note where rows of a setting come from, and what command made them."""
+        name = f"{setting.task}-{setting.recipe}"
+        self.provenance["machines"].setdefault(name, {})[machine] = command
+
+    def merge(self, other: "Results") -> None:
+        """Take in what another machine found; pairs of masks as well.
+
+        Raises:
+            SystemExit: If it was made by other settings.
+        """
+        for name, plain in other.provenance["settings"].items():
+            if self.provenance["settings"].setdefault(name, plain) != plain:
+                raise SystemExit(f"{other.folder} holds {name} by other settings.")
+        self.rows |= other.rows
+        self.checks |= other.checks
+        for part in ("seconds", "machines"):
+            self.provenance[part] |= other.provenance[part]
+        sources = {
+            *self.provenance["package_source"],
+            *other.provenance["package_source"],
+        }
+        self.provenance["package_source"] = sorted(sources)
 
     def rows_of(self, unit: Unit) -> list[dict[str, Any]]:
         """Return the rows of a unit."""

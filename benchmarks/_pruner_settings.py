@@ -84,6 +84,7 @@ class Setting:
             batch_size=self.batch_size,
             schedule=None if self.adam else functools.partial(_cosine, self.steps),
             data=data,
+            capture=torch.device(self.device).type == "cuda",
         )
 
     def plain(self) -> dict[str, Any]:

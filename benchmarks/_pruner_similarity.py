@@ -60,6 +60,18 @@ def similarities(
     return rows
 
 
+def merge_pairs(folder: Path, other: Path) -> None:
+    """Take the pairs of masks in that another machine compared."""
+    known = {
+        tuple(row[key] for key in _KEYS): row
+        for place in (folder, other)
+        for row in read_csv(place / "similarity.csv")
+    }
+    if known:
+        rows = [known[key] for key in sorted(known)]
+        write_csv(folder / "similarity.csv", COLUMNS, rows)
+
+
 def _measured(
     setting: Setting,
     density: float,

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -299,8 +300,10 @@ def run_units(
     jobs: int,
     until: float,
     after: Callable[[Unit, float], None],
-) -> None:
+) -> list[str]:
     """Compute units in order, until none is left or the time is over.
+
+    One that fails does not stop the others.
 
     Args:
         units: What to compute.
@@ -308,19 +311,26 @@ def run_units(
         jobs: Worker processes; 1 computes in this one.
         until: No unit starts after this reading of ``time.monotonic``.
         after: Called with each unit and its seconds.
+
+    Returns:
+        The names of units that failed.
     """
     say(f"{len(units)} units to compute")
+    failed: list[str] = []
     if jobs == 1:
         for unit in units:
             if time.monotonic() >= until:
                 break
-            after(unit, work(folder, unit))
-        return
+            try:
+                after(unit, work(folder, unit))
+            except Exception as error:
+                failed.append(_failed(unit, error))
+        return failed
     waiting, breaks = list(units), 0
     while waiting and time.monotonic() < until:
         pool = process_pool(jobs)
         try:
-            _drain(pool, waiting, folder, jobs, until, after)
+            failed += _drain(pool, waiting, folder, jobs, until, after)
         except concurrent.futures.BrokenExecutor:
             breaks += 1
             if breaks > _MOST_BREAKS:
@@ -328,6 +338,12 @@ def run_units(
             say("a worker process died; going on with new ones")
         finally:
             pool.shutdown(wait=True)
+    return failed
+
+
+def _failed(unit: Unit, error: Exception) -> str:
+    say(f"{unit.name} FAILED: {''.join(traceback.format_exception(error))}")
+    return unit.name
 
 
 def _drain(
@@ -337,8 +353,9 @@ def _drain(
     jobs: int,
     until: float,
     after: Callable[[Unit, float], None],
-) -> None:
+) -> list[str]:
     running: dict[Future[float], Unit] = {}
+    failed: list[str] = []
     try:
         while running or (waiting and time.monotonic() < until):
             while waiting and len(running) < jobs and time.monotonic() < until:
@@ -348,11 +365,18 @@ def _drain(
                 running, return_when=concurrent.futures.FIRST_COMPLETED
             )
             for future in settled:
-                seconds = future.result()
-                after(running.pop(future), seconds)
+                unit, error = running.pop(future), future.exception()
+                if isinstance(error, concurrent.futures.BrokenExecutor):
+                    waiting.insert(0, unit)
+                    raise error
+                if isinstance(error, Exception):
+                    failed.append(_failed(unit, error))
+                else:
+                    after(unit, future.result())
     except concurrent.futures.BrokenExecutor:
         waiting[:0] = running.values()
         raise
+    return failed
 
 
 def say(text: str) -> None:

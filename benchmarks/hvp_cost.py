@@ -457,6 +457,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, seconds")
     parser.add_argument("--device", help="products per second on this device instead")
     parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=None)
+    parser.add_argument("--rounds", type=int, default=11, help="on a device")
     parser.add_argument("--peak-tflops", type=float, default=None)
     parser.add_argument(
         "--slow", action="store_true", help="trace and compile ResNet-20 too"
@@ -471,7 +472,11 @@ def main(arguments: list[str] | None = None) -> None:
         command.append(f"--device {given.device}")
         device = torch.device(given.device)
         tables = device_tables(
-            device, models=given.models, quick=given.quick, tflops=given.peak_tflops
+            device,
+            models=given.models,
+            quick=given.quick,
+            tflops=given.peak_tflops,
+            rounds=given.rounds,
         )
     else:
         device = CPU

@@ -26,6 +26,7 @@ from _pruner_methods import METHODS
 from _pruner_report import write_report
 from _pruner_results import Results
 from _pruner_settings import SETTINGS, Setting, full, quick
+from _pruner_similarity import merge_pairs
 from _pruner_units import (
     FULL,
     Unit,
@@ -36,8 +37,18 @@ from _pruner_units import (
     run_units,
     say,
 )
+from _timing import environment
 
 _WORK = Path("dynprune-benchmarks/pruners_vs_imp")
+
+
+def described(device: str) -> str:
+    """Say in words what computes."""
+    place = environment(torch.device(device))
+    return (
+        f"{place['chip']}, {place['device']}, torch {place['torch']}, "
+        f"Python {place['python']}"
+    )
 
 
 def settings_of(given: argparse.Namespace) -> list[Setting]:
@@ -69,15 +80,17 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--masks", action="store_true", help="and masks of all seeds, untrained"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="worker processes")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="worker processes; they share a GPU"
+    )
+    parser.add_argument(
+        "--merge", type=Path, help="results folder of another machine to take in"
+    )
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, default=_WORK, help="folder of tickets")
     parser.add_argument("--quick", action="store_true", help="digits, seconds")
-    given = parser.parse_args(arguments)
-    if torch.device(given.device).type != "cpu" and given.jobs != 1:
-        parser.error("a device is used by one process: leave out --jobs")
-    return given
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -86,27 +99,36 @@ def main(arguments: list[str] | None = None) -> None:
     until = time.monotonic() + 60.0 * given.minutes
     units = units_of(given)
     results = Results.read(given.target)
+    if given.merge is not None:
+        results.merge(Results.read(given.merge))
+        merge_pairs(given.target, given.merge)
     for unit in units:
         results.add(unit, kept_rows(given.work, unit))
     missing = [unit for unit in units if not is_done(unit, results.rows_of(unit))]
 
+    words = [str(word) for word in (arguments or sys.argv[1:])]
+    for name in ("--minutes", "--merge"):  # no part of what was found
+        if name in words:
+            place = words.index(name)
+            words = words[:place] + words[place + 2 :]
+    command = " ".join(["python", "benchmarks/pruners_vs_imp.py", *words])
+    machine = described(given.device)
+
     def after(unit: Unit, seconds: float) -> None:
+        results.made_on(unit.setting, machine=machine, command=command)
         results.add(unit, kept_rows(given.work, unit), seconds=seconds)
         results.write()
         left = sum(not is_done(one, results.rows_of(one)) for one in units)
         say(f"{unit.name} in {seconds:.0f} s; {left} units to go")
 
-    run_units(missing, given.work, jobs=given.jobs, until=until, after=after)
+    failed = run_units(missing, given.work, jobs=given.jobs, until=until, after=after)
     if given.masks:
         for setting in settings_of(given):
             find_masks(given.work, setting, given.seeds)
     say("similarity and tables")
-    words = [str(word) for word in (arguments or sys.argv[1:])]
-    if "--minutes" in words:  # when it stopped is no part of what it found
-        place = words.index("--minutes")
-        words = words[:place] + words[place + 2 :]
-    command = " ".join(["python", "benchmarks/pruners_vs_imp.py", *words])
     write_report(results, units, work=given.work, command=command)
+    if failed:
+        raise SystemExit(f"Failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

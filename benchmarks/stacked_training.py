@@ -4,6 +4,9 @@
     python benchmarks/stacked_training.py --device cuda found.json
     python benchmarks/stacked_training.py --quick
 
+On a GPU a second table compares steps launched kernel by kernel with steps replayed as
+one CUDA graph (``Recipe(capture=True)``), alone and in stacks.
+
 The ratio is R times the seconds of one run over the seconds of the stack of R runs,
 checks, copies and the gathering of each run's own batches included; both take turns.
 
@@ -14,7 +17,10 @@ memory, not by overhead: there a stack is slower and "auto" does not choose it.
 """
 
 import argparse
+import functools
+import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -140,6 +146,66 @@ def full(case: Case, *, steps: int, rounds: int, device: torch.device) -> dict:
     return ratios(taken, base=STACKED)[ALONE]["ratio"]
 
 
+def noise(model: str, shape: tuple[int, ...], *, device: torch.device) -> Case:
+    """Return one network on noise in the shape of its images."""
+    draw = generator(0)
+    data = torch.randn(6000, *shape, generator=draw), torch.arange(6000) % 10
+    make = dp.tasks.model_maker(model, in_shape=shape, classes=10)
+    found = dp.GradientSystem(
+        make(0).to(device),
+        nn.functional.cross_entropy,
+        tuple(part.to(device) for part in data),
+    )
+    recipe = dp.Recipe(
+        lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, fused=True),
+        steps=5500,
+        batch_size=128 if "resnet" in model else 60,
+    )
+    return [found], recipe
+
+
+def replayed(
+    name: str, case: Case, count: int, *, steps: int, rounds: int, device: torch.device
+) -> Row:
+    """Time steps launched kernel by kernel and steps replayed as one CUDA graph."""
+    systems, recipe = case
+    both = {"launched": recipe, "replayed": replace(recipe, capture=True)}
+
+    def run(how: dp.Recipe) -> object:
+        if count == 1:
+            return how(systems[0], seed=0, stop_step=steps)
+        seeds = list(range(count))
+        return train_many(
+            systems[:count], how, seeds=seeds, stop_step=steps, how="stacked"
+        )
+
+    taken = alternate(
+        {key: functools.partial(run, how) for key, how in both.items()},
+        rounds=rounds,
+        seconds=60.0,
+        device=device,
+    )
+    row: Row = {"network": name, "runs": count, "steps": steps}
+    for key, seconds in taken.items():
+        row[f"ms per step, {key}"] = 1e3 * statistics.median(seconds) / steps
+    speedup = ratios(taken, base="replayed")["launched"]["ratio"]
+    return row | {"launched ÷ replayed": speedup}
+
+
+def replays(cases: dict[str, Case], *, device: torch.device) -> list[Row]:
+    """Return one row for each network, alone and in a stack."""
+    alone = cases | {
+        "conv 16, 32 on 28 x 28": noise("conv:16,32:relu", (1, 28, 28), device=device),
+        "ResNet-20 on 32 x 32 x 3": noise("resnet:20:16", (3, 32, 32), device=device),
+    }
+    rows = []
+    for name, case in alone.items():
+        for count in (1, GOAL_RUNS) if name in cases else (1,):
+            stage(f"{name}, {count} runs, replayed")
+            rows.append(replayed(name, case, count, steps=400, rounds=3, device=device))
+    return rows
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -178,6 +244,15 @@ def main(arguments: list[str] | None = None) -> None:
             rounds=rounds,
             device=device,
         )
+    tables = []
+    if on_gpu:
+        tables.append(
+            Table(
+                title="Steps replayed as one CUDA graph",
+                rows=replays(cases, device=device),
+                note="Recording included. A stack's step is that of all its runs.",
+            )
+        )
     parts = (
         "python benchmarks/stacked_training.py",
         "--quick" * quick,
@@ -196,6 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
                 rows=rows,
                 note="Throughput of the stack over that of runs one by one.",
             ),
+            *tables,
         ],
         command=" ".join(str(part) for part in parts if part),
         device=device,

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from dynprune.core import InvalidInputError, plain_numbers
 from dynprune.system import GradientSystem
+from dynprune.training._captured import Captured
 
 OptimizerFactory = Callable[[list[Tensor]], Optimizer]
 Schedule = Callable[[Optimizer], LRScheduler]
@@ -33,9 +34,11 @@ class Mover:
         schedule: Makes the scheduler of the optimiser, or None.
         training: Whether the copy is in train mode.
         step: Optimiser steps that the schedule has behind it.
+        capture: Whether to replay loss and gradient as one CUDA graph.
 
     Raises:
-        InvalidInputError: If the factories do not return what they should.
+        InvalidInputError: If the factories do not return what they should, or capture
+            is asked of a CPU.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Mover:
         schedule: Schedule | None,
         training: bool,
         step: int,
+        capture: bool = False,
     ) -> None:
         self.coordinates = system.coordinates
         self.device = system.device
@@ -60,6 +64,14 @@ class Mover:
             parameter.requires_grad_()
         self.load(system.state, system.buffers)
         self._mean = _mean_loss(self.net, system)
+        self._gradient = self._backward
+        if capture:
+            self._gradient = Captured(
+                self._backward,
+                parameters=self.parameters,
+                buffers=list(self.net.buffers()),
+                device=self.device,
+            )
         self._pruned = [
             (self._named[name], mask.to(self._named[name]))
             for name, mask in system.masks.items()
@@ -120,7 +132,7 @@ class Mover:
         finally:
             self._pruned = pruned
         found = {
-            name: torch.zeros_like(part) if part.grad is None else part.grad
+            name: torch.zeros_like(part) if part.grad is None else part.grad.clone()
             for name, part in self._named.items()
         }
         for part in self.parameters:
@@ -200,19 +212,20 @@ class Mover:
         Returns:
             The loss, a 0-d tensor without graph.
         """
+        value = self._gradient(batch)
+        self.evaluations += 1
+        for weight, mask in self._pruned:
+            if weight.grad is not None:
+                weight.grad.mul_(mask)
+        return value
+
+    def _backward(self, batch: Any) -> Tensor:
         for parameter in self.parameters:
             parameter.grad = None
         loss = self._mean(batch)
         loss.backward()
-        self.evaluations += 1
         value = loss.detach()
-        if self._l2:
-            value = self._add_l2(value)
-        if self._masks:
-            for weight, mask in self._pruned:
-                if weight.grad is not None:
-                    weight.grad.mul_(mask)
-        return value
+        return self._add_l2(value) if self._l2 else value
 
     def _closure_step(self, batch: Any) -> Tensor:
         seen: list[Tensor] = []

@@ -50,6 +50,7 @@ class Recipe:
         schedule: Makes the scheduler of the optimiser, stepped once per step.
         mode: Whether the network is in train or eval mode.
         data: What to train on if not the system's data.
+        capture: Whether a GPU replays loss and gradient as one CUDA graph.
 
     Raises:
         InvalidInputError: If ``steps`` is negative or no integer, ``batch_size`` not
@@ -72,6 +73,7 @@ class Recipe:
     schedule: Schedule | None = None
     mode: Literal["train", "eval"] = "train"
     data: Any = None
+    capture: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers and the mode.
@@ -119,6 +121,7 @@ class Recipe:
             data=self.data,
             mode=self.mode,
             schedule=self.schedule,
+            capture=self.capture,
             batch_size=self.batch_size if is_resident(data) else None,
             record=record,
             seed=seed,

@@ -9,6 +9,7 @@ from torch.func import vmap
 
 from dynprune.core import functional_call
 from dynprune.system import GradientSystem, MeanLoss
+from dynprune.training._captured import Captured
 from dynprune.training._mover import Mover, OptimizerFactory, Schedule
 from dynprune.training._stacked_chain import Losses, Values, chain_losses
 from dynprune.training._stacked_optimizer import check_optimizer, on_stacks
@@ -31,6 +32,7 @@ class StackedMover:
         step: Optimiser steps that the schedule has behind it.
         own: Whether batches are ``(R, B, …)``, one for each network, or shared.
         noise: Whether dropout draws the same mask for all networks, or different ones.
+        capture: Whether to replay losses and gradients as one CUDA graph.
 
     Raises:
         InvalidInputError: If the factories do not return what they should, or an
@@ -47,6 +49,7 @@ class StackedMover:
         step: int,
         own: bool,
         noise: Literal["same", "different"] = "different",
+        capture: bool = False,
     ) -> None:
         first = systems[0]
         # one network alone: its optimiser's groups and schedule are those of all
@@ -83,6 +86,14 @@ class StackedMover:
         ) or _vmapped(
             MeanLoss(self.net, first.loss_fn, first.batch_loss), own=own, noise=noise
         )
+        self._gradient = self._backward
+        if capture:
+            self._gradient = Captured(
+                self._backward,
+                parameters=self.parameters,
+                buffers=[*self._buffers.values(), *self.net.buffers()],
+                device=first.device,
+            )
 
     def step(self, batch: Any) -> Tensor:
         """Make one optimiser step of every network.
@@ -111,18 +122,20 @@ class StackedMover:
         Returns:
             The losses, shape ``(R,)``, without graph.
         """
-        for parameter in self.parameters:
-            parameter.grad = None
-        losses: Tensor = self._losses(self._values, batch)
-        losses.sum().backward()
-        values = losses.detach()
-        if self._l2:
-            values = self._add_l2(values)
+        values = self._gradient(batch)
         for name, mask in self._pruned.items():
             slope = self._named[name].grad
             if slope is not None:
                 slope.mul_(mask)
         return values
+
+    def _backward(self, batch: Any) -> Tensor:
+        for parameter in self.parameters:
+            parameter.grad = None
+        losses: Tensor = self._losses(self._values, batch)
+        losses.sum().backward()
+        values = losses.detach()
+        return self._add_l2(values) if self._l2 else values
 
     def state(self, run: int) -> Tensor:
         """Return the coordinates of one network, a new vector.

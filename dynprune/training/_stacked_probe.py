@@ -134,6 +134,7 @@ def measured(
             schedule=recipe.schedule,
             training=training,
             step=0,
+            capture=recipe.capture,
         )
 
     def many() -> StackedMover:
@@ -144,6 +145,7 @@ def measured(
             training=training,
             step=0,
             own=batches_of(first, recipe, seeds)[2],
+            capture=recipe.capture,
         )
 
     key = (
@@ -154,6 +156,7 @@ def measured(
         one().describe()["optimizer"],
         recipe.batch_size,
         recipe.mode,
+        recipe.capture,
         stacked and len(systems),
         len(set(seeds)) == 1,
         torch.get_num_threads(),

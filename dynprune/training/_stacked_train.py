@@ -72,6 +72,7 @@ def train_stacked(
             step=start_step,
             own=own,
             noise="same" if len(set(seeds)) == 1 else "different",
+            capture=recipe.capture,
         )
         settings = {
             "steps": total,
@@ -82,6 +83,8 @@ def train_stacked(
             "how": "stacked",
             "stack": len(systems),
         }
+        if recipe.capture:
+            settings["capture"] = True
         loop = _Loop(systems, recipe, seeds, mover, settings, record=record)
         loop.move(order, weigh, start=start_step, stop=stop, show=progress, throw=throw)
         return loop.runs()

@@ -56,6 +56,7 @@ def train(
     mode: Literal["train", "eval"] = "train",
     schedule: Schedule | None = None,
     batch_size: int | None = None,
+    capture: bool = False,
     record: int | None = None,
     checkpoint: _files.Path | None = None,
     checkpoint_every: int | None = None,
@@ -94,6 +95,11 @@ def train(
             optimiser step.
         batch_size: Examples per batch of resident ``(x, y)`` tensors, 64 by default;
             the last batch of an epoch may be smaller. A loader brings its own.
+        capture: On a GPU, record loss and gradient of a batch as a CUDA graph and
+            replay it: the same kernels without the time to launch them one by one,
+            which is most of a small network's step. Dropout draws other numbers than
+            without. The loss may not wait for the GPU (``.item()``, a branch on a
+            value); the scheduler and the optimiser's step may.
         record: Steps between snapshots, from ``start_step``; the last state is
             recorded in any case. None for no trajectory.
         checkpoint: A safetensors file to continue from, if it exists, and to keep.
@@ -114,7 +120,8 @@ def train(
 
     Raises:
         InvalidInputError: For contradictory arguments, factories that return no
-            optimiser or scheduler, or a checkpoint that is truncated or of another
+            optimiser or scheduler, ``capture`` on a CPU or of a step that cannot be
+            recorded, or a checkpoint that is truncated or of another
             run; the message says which arguments differ.
         ConvergenceError: If a loss is NaN or infinite; it names step, epoch and
             batch, and carries the run so far.
@@ -163,6 +170,7 @@ def train(
             schedule=schedule,
             training=mode == "train",
             step=start_step,
+            capture=capture,
         )
         gathered = Progress(start=start_step, record=record)
         keeper = None
@@ -176,6 +184,8 @@ def train(
             )
             if keeper.exists():
                 keeper.resume(mover, gathered, stop=stop)
+        if capture:
+            settings["capture"] = True
         make = move or _step
         failed = _move(mover, order, gathered, keeper, make, stop=stop, show=progress)
         run = _finish(system, mover, gathered, seed, settings, failed)
