@@ -63,6 +63,8 @@ class Bench:
         model = self.problem.model(self.setting.seed("init", self.seed))
         x, y = self.problem.train
         device = torch.device(self.setting.device)
+        if device.type == "cuda" and x.shape[1] == 3:  # colours: a third less time
+            model = model.to(memory_format=torch.channels_last)
         return dp.GradientSystem(
             model.to(device), self.problem.loss_fn, (x.to(device), y.to(device))
         )
@@ -368,7 +370,7 @@ def imp_run(bench: Bench, after: Callable[[float, Found], None]) -> None:
         after: Called with each target density and what was found there.
     """
     targets = bench.setting.densities
-    densities = imp_densities(targets)
+    densities = imp_densities(targets, factor=bench.setting.factor)
 
     def level(ticket: dp.Ticket, level: pruning.IMPLevel, run: dp.Run) -> None:
         density = densities[level.level]

@@ -86,11 +86,7 @@ def write_report(
 def _settings(results: Results) -> list[Setting]:
     found = []
     for plain in results.provenance["settings"].values():
-        values = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in plain.items()
-        }
-        one = Setting(**values)
+        one = Setting.of(plain)
         if any(key[:2] == (one.task, one.recipe) for key in results.rows):
             found.append(one)
     order = list(SETTINGS)
@@ -181,7 +177,7 @@ def _methods(settings: list[Setting]) -> str:
         for name, method in METHODS.items()
         if name != DENSE
     ]
-    levels = len(imp_densities(one.densities)) - 1
+    levels = len(imp_densities(one.densities, factor=one.factor)) - 1
     return f"""## Methods and budgets
 
 {table(sorted(rows, key=lambda row: GROUPS.index(row["when"])))}

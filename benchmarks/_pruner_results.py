@@ -92,8 +92,8 @@ class Results:
             SystemExit: If the folder holds rows that other settings made.
         """
         name = f"{unit.setting.task}-{unit.setting.recipe}"
-        plain = unit.setting.plain()
-        if self.provenance["settings"].setdefault(name, plain) != plain:
+        known = self.provenance["settings"].setdefault(name, unit.setting.plain())
+        if Setting.of(known) != unit.setting:
             raise SystemExit(
                 f"{self.folder} holds rows of {name} that other settings made. Name "
                 "another folder."
@@ -120,7 +120,8 @@ class Results:
             SystemExit: If it was made by other settings.
         """
         for name, plain in other.provenance["settings"].items():
-            if self.provenance["settings"].setdefault(name, plain) != plain:
+            known = self.provenance["settings"].setdefault(name, plain)
+            if Setting.of(known) != Setting.of(plain):
                 raise SystemExit(f"{other.folder} holds {name} by other settings.")
         self.rows |= other.rows
         self.checks |= other.checks

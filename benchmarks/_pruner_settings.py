@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
@@ -34,6 +34,7 @@ class Setting:
         decay: Weight decay.
         augment: Shift and flip the training images.
         rewind_step: Of everything that is rewound after training.
+        factor: Share of the weights that a level of IMP keeps, about.
         mask_epochs: Passes of methods that train a mask.
         mask_batch: Their batch size.
         scored: Training examples that scores and curvatures are taken from.
@@ -56,6 +57,7 @@ class Setting:
     decay: float = 0.0
     augment: bool = False
     rewind_step: int = 0
+    factor: float = 0.8
     mask_epochs: int = 10
     mask_batch: int = 128
     scored: int = 1024
@@ -86,6 +88,15 @@ class Setting:
             data=data,
             capture=torch.device(self.device).type == "cuda",
         )
+
+    @staticmethod
+    def of(plain: Mapping[str, Any]) -> "Setting":
+        """Return the setting that was written as JSON."""
+        values = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in plain.items()
+        }
+        return Setting(**values)
 
     def plain(self) -> dict[str, Any]:
         """Return it as JSON holds it."""
@@ -124,14 +135,14 @@ SETTINGS = {
             densities=(0.2, 0.0372, 0.0144),
             alike=(0.2, 0.0372),
             checked=0.0372,
-            steps=12_000,
+            steps=2000,
             batch_size=128,
             adam=False,
             learning_rate=0.1,
             decay=1e-4,
             augment=True,
             rewind_step=500,
-            mask_epochs=30,
+            factor=0.6,
         ),
     )
 }

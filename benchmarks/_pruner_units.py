@@ -108,7 +108,7 @@ def kept_rows(folder: Path, unit: Unit) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     record = json.loads(path.read_text())
-    if record["setting"] != unit.setting.plain():
+    if Setting.of(record["setting"]) != unit.setting:
         return []
     rows: list[dict[str, Any]] = record["rows"]
     return rows

@@ -73,7 +73,7 @@ class Mover:
                 device=self.device,
             )
         self._pruned = [
-            (self._named[name], mask.to(self._named[name]))
+            (self._named[name], _like(self._named[name], mask))
             for name, mask in system.masks.items()
             if not bool(mask.all())
         ]
@@ -162,7 +162,7 @@ class Mover:
                 for value in self.optimizer.state.get(weight, {}).values():
                     if isinstance(value, Tensor) and value.shape == weight.shape:
                         value.masked_fill_(~steady, 0)
-                after[id(weight)] = kept.to(weight)
+                after[id(weight)] = _like(weight, kept)
         self._pruned = [
             (part, after[id(part)])
             for part in self.parameters
@@ -261,6 +261,11 @@ class Mover:
             warnings.simplefilter("ignore", UserWarning)
             for _ in range(steps):
                 self._scheduler.step()
+
+
+def _like(weight: Tensor, mask: Tensor) -> Tensor:
+    # in the weight's memory format, too: a fused product of all masks needs that
+    return torch.empty_like(weight, requires_grad=False).copy_(mask)
 
 
 def _mean_loss(net: nn.Module, system: GradientSystem) -> Callable[[Any], Tensor]:

@@ -9,6 +9,8 @@ from dynprune.tickets import Ticket, reduce, to_sparse
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+    # torch 2.11 says so once a process, although check_invariants=False is passed
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning"),
 ]
 
 

@@ -12,6 +12,8 @@ from dynprune.training import Recipe, train_many
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+    # torch's own, once a process, from the thread of the first backward pass
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning"),
 ]
 
 CROSS = nn.functional.cross_entropy
@@ -27,8 +29,9 @@ def images(loss=CROSS, *, count=42):
         nn.Linear(144, 3),
     ).double()
     with torch.no_grad():
-        for part in (net[0].weight, net[4].weight):
-            part.copy_(0.2 * torch.randn(part.shape, generator=draw))
+        for layer in (net[0], net[4]):
+            for part in layer.parameters():
+                part.copy_(0.2 * torch.randn(part.shape, generator=draw))
     x = torch.randn(count, 1, 6, 6, generator=draw, dtype=torch.float64)
     y = torch.arange(count) % 3
     return GradientSystem(net.cuda(), loss, (x.cuda(), y.cuda()), l2=1e-3)
