@@ -15,6 +15,7 @@ from dynprune.tickets._channel_rules import has_channels
 from dynprune.tickets._channels import Channels
 from dynprune.tickets._follow import CATS, Walk
 from dynprune.tickets._function_rules import reads_batch_size
+from dynprune.tickets._network import placed
 from dynprune.tickets._same_outputs import compared, outputs
 from dynprune.tickets._shrink import kept_weight, shrink_, shrink_channelwise_
 from dynprune.tickets._trace import Example, graphs, shape_of
@@ -113,7 +114,7 @@ def remove_channels(
         kept |= removal.kept
         reached |= walk.reached
         if removal.maps:
-            made = _placed(made, name, graph)
+            made = placed(made, name, graph.eval())
     compared(before, made, example, roundings=_ROUNDINGS)
     for name, part in made.named_modules():
         part.training = modes.get(name, model.training)
@@ -150,13 +151,6 @@ def _checked(model: nn.Module, name: str, mask: Tensor) -> Tensor:
     if not bool(mask.any()):
         mask[0] = True
     return mask
-
-
-def _placed(model: nn.Module, name: str, graph: fx.GraphModule) -> nn.Module:
-    if not name:
-        return graph.eval()
-    model.set_submodule(name, graph.eval())
-    return model
 
 
 @final
