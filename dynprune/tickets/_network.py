@@ -223,7 +223,10 @@ def _with_maps(
     try:
         graph = symbolic(net.get_submodule(name))
         nodes = {node.name: node for node in graph.graph.nodes}
+        own = dict(graph.named_children())
         for target, source, reader, size, dim in described["maps"]:
+            if target in own:  # the model is a smaller network itself
+                continue
             made = ChannelMap((), (), dim=dim)
             made.size = size
             for slot in ("takes", "places"):

@@ -1,6 +1,7 @@
 """Take masked channels out of a network: fewer parameters, the same function."""
 
 import copy
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
@@ -204,7 +205,10 @@ class _Removal:
         after = torch.ones_like(before) if after is None else after
         if len(after) != len(before) or torch.equal(before, after):
             return  # flattened: the positions of the same channels
-        name = f"channel_map_{self.maps}"
+        # it may be the smaller network of an earlier removal, which has its own
+        taken = dict(self._graph.named_children())
+        names = (f"channel_map_{i}" for i in itertools.count())
+        name = next(name for name in names if name not in taken)
         self.maps += 1
         places = (torch.nonzero(part).flatten().tolist() for part in (before, after))
         made = ChannelMap(*places, dim=dim)
