@@ -15,7 +15,7 @@ from dynprune.core import (
     seeded_generators,
     track,
 )
-from dynprune.pruning._collapse import Collapse, check_collapse, check_known
+from dynprune.pruning._collapse import Collapse, CollapseWatch, check_known
 from dynprune.pruning._from_scores import record, survivors
 from dynprune.pruning._mask_training import MaskTraining, Weights
 from dynprune.pruning._masked_net import Rule, straight_through
@@ -25,6 +25,8 @@ from dynprune.pruning._signed_weights import fans
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 from dynprune.training import OptimizerFactory, Schedule
+
+_AT_REST = 100  # steps after which a momentum of 0.9 has died away, to 1 in 40,000
 
 
 def edge_popup(
@@ -75,7 +77,8 @@ def edge_popup(
         data: What to train on if not the system's data.
         batch_size: Examples per batch of resident data, 64 by default.
         collapse: What to do about one, of the masks at the end; see
-            :func:`from_scores`.
+            :func:`from_scores`. An error comes as soon as the masks can no longer
+            change: where, for an epoch and 100 steps, no score had a derivative.
         seed: Of the scores, the data order and dropout.
         progress: Draw a bar.
 
@@ -112,6 +115,15 @@ def edge_popup(
     select(ones, alive, density=density, scope=scope)  # refuses what cannot be kept
     source = system.data if data is None else data
     noise = derive_seed("noise", seed, 0)
+    watch = CollapseWatch(
+        system,
+        density=density,
+        collapse=collapse,
+        epochs=epochs,
+        advice="Pass a higher density"
+        + (", or scope='layer'" if scope == "global" else ""),
+    )
+    resting = 0  # since which step no score was seen to have a derivative
     with seeded_generators(source, seed), isolated(noise), torch.enable_grad():
         training = MaskTraining(
             system,
@@ -135,6 +147,10 @@ def edge_popup(
                     f"The loss or a score is not finite after epoch {e}. Lower the "
                     "learning rate."
                 )
+            steps = training.cost.steps
+            resting = (resting or steps) if training.idle else 0
+            if resting and steps - resting >= _AT_REST:
+                watch.during(training.masks(), e)
     settings |= {
         "density": density,
         "epochs": epochs,
@@ -146,14 +162,7 @@ def edge_popup(
     }
     sizes = {name: part.abs() for name, part in training.scores().items()}
     masks = select(sizes, alive, density=density, scope=scope)
-    settings["collapse"] = check_collapse(
-        system,
-        masks,
-        density=density,
-        collapse=collapse,
-        advice="Pass a higher density"
-        + (", or scope='layer'" if scope == "global" else ""),
-    )
+    settings["collapse"] = watch.end(masks)
     return Ticket.make(
         masks,
         training.state,

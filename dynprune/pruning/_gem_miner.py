@@ -18,7 +18,7 @@ from dynprune.core import (
     seeded_generators,
     track,
 )
-from dynprune.pruning._collapse import Collapse, check_collapse, check_known
+from dynprune.pruning._collapse import Collapse, CollapseWatch, check_known
 from dynprune.pruning._from_scores import record, survivors
 from dynprune.pruning._mask_training import MaskTraining, Weights
 from dynprune.pruning._masked_net import MaskedNet, straight_through
@@ -93,7 +93,8 @@ def gem_miner(
         data: What to train on if not the system's data.
         batch_size: Examples per batch of resident data, 64 by default.
         collapse: What to do about one, of the masks at the end; see
-            :func:`from_scores`.
+            :func:`from_scores`. An error comes after the round that lost the input,
+            for what is frozen stays so.
         seed: Of the scores, the data order and dropout.
         progress: Draw a bar.
         throw: Raise if a layer is empty while scores are trained; False warns and goes
@@ -145,6 +146,15 @@ def gem_miner(
     check_room([part.reshape(-1) for part in alive.values()], density, "all layers")
     source = system.data if data is None else data
     noise = derive_seed("noise", seed, 0)
+    if collapse == "error" and not throw:
+        collapse = "warn"
+    watch = CollapseWatch(
+        system,
+        density=density,
+        collapse=collapse,
+        epochs=epochs,
+        advice="Pass a higher density, or a smaller penalty",
+    )
     with seeded_generators(source, seed), isolated(noise), torch.enable_grad():
         training = MaskTraining(
             system,
@@ -186,17 +196,11 @@ def gem_miner(
                 raise ConvergenceError(
                     f"No weight is left after epoch {e}. {_advice(penalty, threshold)}"
                 )
-    if collapse == "error" and not throw:
-        collapse = "warn"
+            if due:
+                watch.during(training.alive(), e)
     settings |= {
         "density": density,
-        "collapse": check_collapse(
-            system,
-            training.alive(),
-            density=density,
-            collapse=collapse,
-            advice="Pass a higher density, or a smaller penalty",
-        ),
+        "collapse": watch.end(training.alive()),
         "epochs": epochs,
         "freeze_every": freeze_every,
         "penalty": penalty,

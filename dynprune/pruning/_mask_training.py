@@ -151,6 +151,12 @@ class MaskTraining:
         return bool(torch.stack([part.to(found.device) for part in finite]).all())
 
     @property
+    def idle(self) -> bool:
+        """Whether no score had a derivative in the last batch."""
+        slopes = [part.grad for part in self.net.scores]
+        return not any(slope is not None and bool(slope.any()) for slope in slopes)
+
+    @property
     def cost(self) -> Cost:
         """What it took so far."""
         return Cost(gradients=self._seen / self._examples, steps=self._steps)
@@ -169,6 +175,12 @@ class MaskTraining:
         """Return what may be kept now, boolean, by name, on the CPU."""
         found = zip(self.net.names, self.net.alive, strict=True)
         return {name: part.bool().cpu() for name, part in found}
+
+    def masks(self) -> dict[str, Tensor]:
+        """Return the masks of the scores now, boolean, by name, on the CPU."""
+        with torch.no_grad():
+            found = zip(self.net.names, self.net.masks(), strict=True)
+            return {name: part.bool().cpu() for name, part in found}
 
     def buffers(self) -> dict[str, Tensor]:
         """Return the network's buffers now, e.g. its running statistics."""
