@@ -1,5 +1,6 @@
 """Layer collapse: layers that keep nothing, and networks that came apart."""
 
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, final, get_args
@@ -104,8 +105,16 @@ def check_collapse(
                 f"{said}: the ticket cannot learn from its input. {advice} "
                 "With collapse='warn' it is returned all the same."
             )
-    warnings.warn(f"{said}. {advice}", NumericalWarning, stacklevel=4)
+    warnings.warn(f"{said}. {advice}", NumericalWarning, stacklevel=_level())
     return record
+
+
+def _level() -> int:
+    # of the user's line, seen from whoever calls this
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("dynprune."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 @final

@@ -11,13 +11,11 @@ from dynprune.core import (
     ConvergenceError,
     derive_seed,
     generator,
-    isolated,
-    seeded_generators,
     track,
 )
 from dynprune.pruning._collapse import Collapse, CollapseWatch, check_known
-from dynprune.pruning._from_scores import record, survivors
-from dynprune.pruning._mask_training import MaskTraining, Weights
+from dynprune.pruning._from_scores import survivors
+from dynprune.pruning._mask_training import MaskTraining, Weights, own_generators
 from dynprune.pruning._masked_net import Rule, straight_through
 from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._select import Scope, check_scores, kept_count, select
@@ -113,8 +111,6 @@ def edge_popup(
     check_scores(alive, {name: tuple(part.shape) for name, part in alive.items()})
     ones = {name: part.double() for name, part in alive.items()}
     select(ones, alive, density=density, scope=scope)  # refuses what cannot be kept
-    source = system.data if data is None else data
-    noise = derive_seed("noise", seed, 0)
     watch = CollapseWatch(
         system,
         density=density,
@@ -124,7 +120,7 @@ def edge_popup(
         + (", or scope='layer'" if scope == "global" else ""),
     )
     resting = 0  # since which step no score was seen to have a derivative
-    with seeded_generators(source, seed), isolated(noise), torch.enable_grad():
+    with own_generators(system.data if data is None else data, seed=seed):
         training = MaskTraining(
             system,
             _start(system, seed=seed),
@@ -140,7 +136,6 @@ def edge_popup(
             batch_size=batch_size,
             seed=seed,
         )
-        settings = training.describe()
         for e in track(range(epochs), label="pruning.edge_popup", show=progress):
             if not training.epoch(e):
                 raise ConvergenceError(
@@ -151,30 +146,14 @@ def edge_popup(
             resting = (resting or steps) if training.idle else 0
             if resting and steps - resting >= _AT_REST:
                 watch.during(training.masks(), e)
-    settings |= {
-        "density": density,
-        "epochs": epochs,
-        "scope": scope,
-        "weights": weights,
-        "plain": plain,
-        "mode": mode,
-        "losses": training.losses,
-    }
     sizes = {name: part.abs() for name, part in training.scores().items()}
     masks = select(sizes, alive, density=density, scope=scope)
-    settings["collapse"] = watch.end(masks)
-    return Ticket.make(
+    return training.ticket(
         masks,
-        training.state,
-        training.buffers(),
-        provenance=record(
-            system,
-            "pruning.edge_popup",
-            seed=seed,
-            settings=settings,
-            sources=("edge_popup",),
-        ),
-        cost=training.cost,
+        made_by="pruning.edge_popup",
+        settings={"density": density, "scope": scope, "collapse": watch.end(masks)},
+        source="edge_popup",
+        seed=seed,
     )
 
 
