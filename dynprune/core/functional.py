@@ -1,13 +1,14 @@
 """Call a module with other tensors in place of its own."""
 
 from collections.abc import Mapping
-from typing import Any
-from weakref import WeakKeyDictionary
+from itertools import chain
+from typing import Any, final
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
-_PLACES: WeakKeyDictionary[nn.Module, dict[str, tuple[str, ...]]] = WeakKeyDictionary()
+_TIES: WeakKeyDictionary[nn.Module, "_Ties"] = WeakKeyDictionary()
 
 
 def functional_call(
@@ -20,7 +21,8 @@ def functional_call(
     later calls mix them with new ones, silently. Here each place is filled once.
 
     Args:
-        module: Not changed; which of its tensors are tied is looked up once.
+        module: Not changed; which of its tensors are tied is looked up again only
+            where a module of it holds other tensors or modules than before.
         values: Name to tensor, as ``named_parameters`` and ``named_buffers`` say, tied
             ones by their first name; what is left out stays the module's own.
         arguments: Of its ``forward``.
@@ -28,20 +30,64 @@ def functional_call(
     Returns:
         What it returns.
 
+    Cost:
+        That of the call, and some 0.1 microseconds per tensor.
+
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
         >>> functional_call(net, {"weight": torch.ones(1, 1)}, (torch.ones(1),))
         tensor([1.])
     """
-    places = _PLACES.get(module)
-    if places is None:
-        places = _PLACES.setdefault(module, _places(module))
+    ties = _TIES.get(module)
+    if ties is None or not ties.hold():
+        ties = _TIES[module] = _Ties(module)
     filled = {
         place: value
         for name, value in values.items()
-        for place in places.get(name, (name,))
+        for place in ties.places.get(name, (name,))
     }
     return torch.func.functional_call(module, filled, arguments, tie_weights=False)
+
+
+@final
+class _Ties:
+    """Know which places of a module hold one tensor, and whether they still do.
+
+    Strong references are to stores of tensors and empty ones, which do not keep the
+    module alive.
+
+    Args:
+        module: The module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        parts = list(module.modules())
+        stores = [s for part in parts for s in (part._parameters, part._buffers)]
+        self._parts = [ref(part) for part in parts]
+        self._parents = [i for i, part in enumerate(parts) if part._modules]
+        self._held: list[dict[str, Any]] = [store for store in stores if store]
+        self._empty: list[dict[str, Any]] = [store for store in stores if not store]
+        self._empty += [part._modules for part in parts if not part._modules]
+        self._ids = self._now()
+        self.places = _places(module)
+
+    def hold(self) -> bool:
+        """Return whether every store holds what it held.
+
+        An address may be in use again for another tensor: which ones are tied is then
+        still the same. A module's may not, so that it must be alive.
+        """
+        return not any(self._empty) and self._now() == self._ids
+
+    def _now(self) -> list[int]:
+        parts = [part() for part in self._parts]
+        if None in parts:
+            return []
+        stores = [*self._held]
+        stores += [
+            part._modules for i in self._parents if (part := parts[i]) is not None
+        ]
+        return list(map(id, chain.from_iterable(map(dict.values, stores))))
 
 
 def _places(module: nn.Module) -> dict[str, tuple[str, ...]]:

@@ -28,7 +28,7 @@ def whole(value: Any, *, name: str) -> int:
     """
     try:
         return operator.index(value)
-    except TypeError:
+    except (TypeError, RuntimeError):
         raise InvalidInputError(f"{name} is {value!r}. Pass an integer.") from None
 
 

@@ -1,8 +1,9 @@
 """Layer collapse: layers that keep nothing, and networks that came apart."""
 
+import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, final, get_args
 
 from torch import Tensor
 
@@ -45,6 +46,7 @@ def check_collapse(
     collapse: Collapse = "error",
     before: Mapping[str, Any] | None = None,
     advice: str = _OF_SCORES,
+    when: str = "",
 ) -> dict[str, Any]:
     """Say where masks leave a layer empty, or the output without the input.
 
@@ -58,6 +60,7 @@ def check_collapse(
         before: What was found of the mask before this one in the same run; of the same
             finding there is no second warning.
         advice: What to try, by arguments that the caller has; no full stop.
+        when: Of masks that are still searched for: when these were seen.
 
     Returns:
         What was found, for the provenance: ``dependence``, ``empty_layers`` and
@@ -94,16 +97,86 @@ def check_collapse(
     advice += "; collapse='ignore' does not look."
     if found is Dependence.LOST:
         said = (
-            f"At density {_said(density, empty)} no path of kept weights leads from "
-            f"the input to the output (empty layers: {layers or 'none'})"
+            f"At density {_said(density, empty)}{when} no path of kept weights leads "
+            f"from the input to the output (empty layers: {layers or 'none'})"
         )
         if collapse == "error":
             raise InvalidInputError(
                 f"{said}: the ticket cannot learn from its input. {advice} "
                 "With collapse='warn' it is returned all the same."
             )
-    warnings.warn(f"{said}. {advice}", NumericalWarning, stacklevel=4)
+    warnings.warn(f"{said}. {advice}", NumericalWarning, stacklevel=_level())
     return record
+
+
+def _level() -> int:
+    # of the user's line, seen from whoever calls this
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("dynprune."):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+@final
+class CollapseWatch:
+    """Look for a collapse while masks are trained, and at the end.
+
+    Args:
+        system: What is pruned.
+        density: What was asked for.
+        collapse: As in :func:`check_collapse`.
+        epochs: How many there will be.
+        advice: What to try.
+    """
+
+    def __init__(
+        self,
+        system: GradientSystem,
+        *,
+        density: Density,
+        collapse: Collapse,
+        epochs: int,
+        advice: str,
+    ) -> None:
+        self._system, self._density, self._collapse = system, density, collapse
+        self._epochs, self._advice = epochs, advice
+        self._found: dict[str, Any] | None = None
+        self._spent = 0.0
+
+    def during(self, masks: Mapping[str, Tensor], epoch: int) -> None:
+        """Raise what would be raised at the end; a warning waits until then.
+
+        Args:
+            masks: Those of now; if they lost the input, so will those at the end.
+            epoch: The one that they were seen after, from 0.
+        """
+        if self._collapse == "error":
+            self._look(masks, f", after epoch {epoch} of {self._epochs},")
+
+    def end(self, masks: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Look at the masks of the ticket.
+
+        Args:
+            masks: Those.
+
+        Returns:
+            As :func:`check_collapse`, with the gradients of all looks.
+        """
+        found = self._look(masks, "")
+        return found | ({"check_gradients": self._spent} if self._spent else {})
+
+    def _look(self, masks: Mapping[str, Tensor], when: str) -> dict[str, Any]:
+        self._found = check_collapse(
+            self._system,
+            masks,
+            density=self._density,
+            collapse=self._collapse,
+            before=self._found,
+            advice=self._advice,
+            when=when,
+        )
+        self._spent += self._found.get("check_gradients", 0.0)
+        return self._found
 
 
 def _said(density: Density, empty: Mapping[str, int]) -> str:

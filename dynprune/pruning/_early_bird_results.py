@@ -1,15 +1,28 @@
 """What drawing an early-bird ticket returns."""
 
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from dynprune.core import Cost, Outcome, Provenance
-from dynprune.tickets import Ticket
+from dynprune.core import (
+    Cost,
+    InvalidInputError,
+    Outcome,
+    Provenance,
+    join_parts,
+    load_result,
+    part_of,
+    save_tensors,
+)
+from dynprune.tickets import Ticket, pack_network, unpack_network
 
 Unit = Literal["channel", "weight"]
+_KIND = "pruning.EarlyBird"
+_PLAIN = ("unit", "drawn_epoch", "drawn_step", "tolerance")
 
 
 @final
@@ -79,6 +92,60 @@ class EarlyBird:
         """The largest of the distances of each look, NaN if there are too few."""
         return self.distances.max(1).values  # NaN where any is
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write masks, ticket and the network's tensors to one safetensors file.
+
+        Code is not stored: :meth:`load` needs the whole model for the network.
+
+        Args:
+            path: Where; the file is whole or absent.
+        """
+        parts = {"masks": (dict(self.mask_items), dict[str, Any]())}
+        if self.ticket is not None:
+            parts["ticket"] = self.ticket.pack()
+        if self.network is not None:
+            parts["network"] = pack_network(self.network)
+        tensors, metadata = join_parts(parts)
+        tensors["distances"] = self.distances
+        tensors["flops"] = torch.tensor(self.flops, dtype=torch.float64)
+        metadata |= {name: getattr(self, name) for name in _PLAIN} | {
+            "kind": _KIND,
+            "masks": [name for name, _ in self.mask_items],
+            "parameters": list(self.parameters),
+            "look_steps": list(self.look_steps),
+            "outcome": self.outcome.name,
+            "cost": asdict(self.cost),
+            "provenance": self.provenance.to_dict(),
+        }
+        save_tensors(path, tensors, metadata)
+
+    @staticmethod
+    def load(
+        path: str | os.PathLike[str], model: nn.Module | None = None
+    ) -> "EarlyBird":
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: The file.
+            model: The whole model, with any weights, if the file holds a network: its
+                code, and where the tensors are to be. Not changed.
+
+        Returns:
+            The ticket with how it was drawn, and the network in the mode and with the
+            weights that it had.
+
+        Raises:
+            InvalidInputError: If the file is missing, truncated, or no early-bird
+                ticket, or holds a network and there is no model, or another one.
+        """  # noqa: DOC502 - raised by load_result
+        return load_result(
+            path,
+            _KIND,
+            lambda tensors, metadata: _unpack(tensors, metadata, model),
+            what="an early-bird ticket",
+            writer="EarlyBird.save",
+        )
+
     def summary(self) -> str:
         """Return five lines that a person reads."""
         drawn = (
@@ -139,6 +206,38 @@ class EarlyBird:
             f"EarlyBird({self.unit}s, density={self.density:.4g}, "
             f"drawn_step={self.drawn_step}, {self.outcome.name})"
         )
+
+
+def _unpack(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], model: nn.Module | None
+) -> EarlyBird:
+    parts = metadata["parts"]
+    if "network" in parts and model is None:
+        raise InvalidInputError(
+            "The file holds the tensors of a network without the pruned channels, not "
+            "its code. Pass model=, the whole model, with any weights."
+        )
+    masks = part_of(tensors, metadata, "masks")[0]
+    ticket = network = None
+    if "ticket" in parts:
+        ticket = Ticket.unpack(*part_of(tensors, metadata, "ticket"))
+    if "network" in parts and model is not None:
+        network = unpack_network(*part_of(tensors, metadata, "network"), model)
+    whole, small = metadata["parameters"]
+    before, after = tensors["flops"].tolist()
+    return EarlyBird(
+        mask_items=tuple((name, masks[name]) for name in metadata["masks"]),
+        ticket=ticket,
+        network=network,
+        parameters=(whole, small),
+        flops=(before, after),
+        look_steps=tuple(metadata["look_steps"]),
+        distances=tensors["distances"],
+        outcome=Outcome[metadata["outcome"]],
+        cost=Cost(**metadata["cost"]),
+        provenance=Provenance.from_dict(metadata["provenance"]),
+        **{name: metadata[name] for name in _PLAIN},
+    )
 
 
 def distances(new: Tensor, earlier: list[Tensor], window: int) -> Tensor:

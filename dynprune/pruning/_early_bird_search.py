@@ -15,14 +15,11 @@ from dynprune.core import (
     ConvergenceError,
     Cost,
     InvalidInputError,
-    derive_seed,
-    isolated,
-    seeded_generators,
     track,
 )
 from dynprune.pruning._early_bird_results import distances
 from dynprune.pruning._from_scores import full_state
-from dynprune.pruning._mask_training import order_of
+from dynprune.pruning._mask_training import order_of, own_generators
 from dynprune.pruning._scales import scales
 from dynprune.system import GradientSystem, is_resident
 from dynprune.training import AbstractOrder, Mover, Recipe
@@ -62,8 +59,7 @@ class Search:
         self.masks: dict[str, Tensor] = {}
         self.drawn = False
         data = system.data if train.data is None else train.data
-        noise = derive_seed("noise", seed, 0)
-        with seeded_generators(data, seed), isolated(noise), torch.enable_grad():
+        with own_generators(data, seed=seed):
             source = system if train.data is None else system.with_data(train.data)
             size = train.batch_size if is_resident(data) else None
             order = order_of(source, size, seed=seed)

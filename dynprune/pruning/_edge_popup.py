@@ -11,13 +11,11 @@ from dynprune.core import (
     ConvergenceError,
     derive_seed,
     generator,
-    isolated,
-    seeded_generators,
     track,
 )
-from dynprune.pruning._collapse import Collapse, check_collapse, check_known
-from dynprune.pruning._from_scores import record, survivors
-from dynprune.pruning._mask_training import MaskTraining, Weights
+from dynprune.pruning._collapse import Collapse, CollapseWatch, check_known
+from dynprune.pruning._from_scores import survivors
+from dynprune.pruning._mask_training import MaskTraining, Weights, own_generators
 from dynprune.pruning._masked_net import Rule, straight_through
 from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._select import Scope, check_scores, kept_count, select
@@ -25,6 +23,8 @@ from dynprune.pruning._signed_weights import fans
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 from dynprune.training import OptimizerFactory, Schedule
+
+_AT_REST = 100  # steps after which a momentum of 0.9 has died away, to 1 in 40,000
 
 
 def edge_popup(
@@ -75,7 +75,8 @@ def edge_popup(
         data: What to train on if not the system's data.
         batch_size: Examples per batch of resident data, 64 by default.
         collapse: What to do about one, of the masks at the end; see
-            :func:`from_scores`.
+            :func:`from_scores`. An error comes as soon as the masks can no longer
+            change: where, for an epoch and 100 steps, no score had a derivative.
         seed: Of the scores, the data order and dropout.
         progress: Draw a bar.
 
@@ -110,9 +111,16 @@ def edge_popup(
     check_scores(alive, {name: tuple(part.shape) for name, part in alive.items()})
     ones = {name: part.double() for name, part in alive.items()}
     select(ones, alive, density=density, scope=scope)  # refuses what cannot be kept
-    source = system.data if data is None else data
-    noise = derive_seed("noise", seed, 0)
-    with seeded_generators(source, seed), isolated(noise), torch.enable_grad():
+    watch = CollapseWatch(
+        system,
+        density=density,
+        collapse=collapse,
+        epochs=epochs,
+        advice="Pass a higher density"
+        + (", or scope='layer'" if scope == "global" else ""),
+    )
+    resting = 0  # since which step no score was seen to have a derivative
+    with own_generators(system.data if data is None else data, seed=seed):
         training = MaskTraining(
             system,
             _start(system, seed=seed),
@@ -128,44 +136,24 @@ def edge_popup(
             batch_size=batch_size,
             seed=seed,
         )
-        settings = training.describe()
         for e in track(range(epochs), label="pruning.edge_popup", show=progress):
             if not training.epoch(e):
                 raise ConvergenceError(
                     f"The loss or a score is not finite after epoch {e}. Lower the "
                     "learning rate."
                 )
-    settings |= {
-        "density": density,
-        "epochs": epochs,
-        "scope": scope,
-        "weights": weights,
-        "plain": plain,
-        "mode": mode,
-        "losses": training.losses,
-    }
+            steps = training.cost.steps
+            resting = (resting or steps) if training.idle else 0
+            if resting and steps - resting >= _AT_REST:
+                watch.during(training.masks(), e)
     sizes = {name: part.abs() for name, part in training.scores().items()}
     masks = select(sizes, alive, density=density, scope=scope)
-    settings["collapse"] = check_collapse(
-        system,
+    return training.ticket(
         masks,
-        density=density,
-        collapse=collapse,
-        advice="Pass a higher density"
-        + (", or scope='layer'" if scope == "global" else ""),
-    )
-    return Ticket.make(
-        masks,
-        training.state,
-        training.buffers(),
-        provenance=record(
-            system,
-            "pruning.edge_popup",
-            seed=seed,
-            settings=settings,
-            sources=("edge_popup",),
-        ),
-        cost=training.cost,
+        made_by="pruning.edge_popup",
+        settings={"density": density, "scope": scope, "collapse": watch.end(masks)},
+        source="edge_popup",
+        seed=seed,
     )
 
 

@@ -108,7 +108,7 @@ def force(
     """  # noqa: DOC502 - raised by in_rounds and from_scores
     rounds = as_count("rounds", rounds)
     net = ScoredNet(system, mode=mode)
-    scores, _ = in_rounds(
+    scores = in_rounds(
         system,
         lambda t, masks: _scores(net, masks, seed=seed_of(seed, t)),
         density=density,

@@ -14,13 +14,11 @@ from dynprune.core import (
     NumericalWarning,
     derive_seed,
     generator,
-    isolated,
-    seeded_generators,
     track,
 )
-from dynprune.pruning._collapse import Collapse, check_collapse, check_known
-from dynprune.pruning._from_scores import record, survivors
-from dynprune.pruning._mask_training import MaskTraining, Weights
+from dynprune.pruning._collapse import Collapse, CollapseWatch, check_known
+from dynprune.pruning._from_scores import survivors
+from dynprune.pruning._mask_training import MaskTraining, Weights, own_generators
 from dynprune.pruning._masked_net import MaskedNet, straight_through
 from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._select import check_room, check_scores, select
@@ -93,7 +91,8 @@ def gem_miner(
         data: What to train on if not the system's data.
         batch_size: Examples per batch of resident data, 64 by default.
         collapse: What to do about one, of the masks at the end; see
-            :func:`from_scores`.
+            :func:`from_scores`. An error comes after the round that lost the input,
+            for what is frozen stays so.
         seed: Of the scores, the data order and dropout.
         progress: Draw a bar.
         throw: Raise if a layer is empty while scores are trained; False warns and goes
@@ -143,9 +142,17 @@ def gem_miner(
     size = sum(part.numel() for part in alive.values())
     first = counts[0] / size
     check_room([part.reshape(-1) for part in alive.values()], density, "all layers")
-    source = system.data if data is None else data
-    noise = derive_seed("noise", seed, 0)
-    with seeded_generators(source, seed), isolated(noise), torch.enable_grad():
+    if collapse == "error" and not throw:
+        collapse = "warn"
+    watch = CollapseWatch(
+        system,
+        density=density,
+        collapse=collapse,
+        epochs=epochs,
+        advice="Pass a higher density, or a smaller penalty",
+    )
+    empty: list[str] = []
+    with own_generators(system.data if data is None else data, seed=seed):
         training = MaskTraining(
             system,
             uniform_scores(alive, seed=seed),
@@ -161,8 +168,6 @@ def gem_miner(
             batch_size=batch_size,
             seed=seed,
         )
-        settings = training.describe()
-        empty: list[str] = []
         for e in track(range(epochs), label="pruning.gem_miner", show=progress):
             finite = training.epoch(e, before=clamp_)
             clamp_(training.net)
@@ -186,40 +191,23 @@ def gem_miner(
                 raise ConvergenceError(
                     f"No weight is left after epoch {e}. {_advice(penalty, threshold)}"
                 )
-    if collapse == "error" and not throw:
-        collapse = "warn"
-    settings |= {
-        "density": density,
-        "collapse": check_collapse(
-            system,
-            training.alive(),
-            density=density,
-            collapse=collapse,
-            advice="Pass a higher density, or a smaller penalty",
-        ),
-        "epochs": epochs,
-        "freeze_every": freeze_every,
-        "penalty": penalty,
-        "rule": rule,
-        "weights": weights,
-        "plain": plain,
-        "mode": mode,
-        "kept_counts": counts[1:],
-        "losses": training.losses,
-        "active": sum(int(part.sum()) for part in training.net.masks()),
-    }
-    return Ticket.make(
-        training.alive(),
-        training.state,
-        training.buffers(),
-        provenance=record(
-            system,
-            "pruning.gem_miner",
-            seed=seed,
-            settings=settings,
-            sources=("gem_miner",),
-        ),
-        cost=training.cost,
+            if due:
+                watch.during(training.alive(), e)
+    masks = training.alive()
+    return training.ticket(
+        masks,
+        made_by="pruning.gem_miner",
+        settings={
+            "density": density,
+            "collapse": watch.end(masks),
+            "freeze_every": freeze_every,
+            "penalty": penalty,
+            "rule": rule,
+            "kept_counts": counts[1:],
+            "active": sum(int(part.sum()) for part in training.net.masks()),
+        },
+        source="gem_miner",
+        seed=seed,
     )
 
 

@@ -1,6 +1,5 @@
 """Iterative SNIP: connection sensitivity, measured again as weights go."""
 
-import torch
 from torch import Tensor
 
 from dynprune.core import Cost
@@ -64,18 +63,11 @@ def iterative_snip(
         net.restrict_(masks)
         return sensitivities(net, seed=seed_of(seed, t))
 
-    scores, alive = in_rounds(
-        system, score, density=density, rounds=rounds, may_return=False
-    )
-    ranked = {
-        # what earlier rounds pruned comes after every survivor
-        name: torch.where(alive[name].to(part.device), part, -1.0)
-        for name, part in scores.items()
-    }
+    scores = in_rounds(system, score, density=density, rounds=rounds, may_return=False)
     settings = {"mode": mode, "rounds": rounds}
     return from_scores(
         system,
-        ranked,
+        scores,
         density=density,
         collapse=collapse,
         provenance=record(

@@ -1,7 +1,8 @@
 """Train the scores of a mask; the weights behind it stay as they are."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, final
 
 import torch
@@ -9,14 +10,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from dynprune.core import Cost, InvalidInputError
-from dynprune.pruning._from_scores import full_state, survivors
+from dynprune.core import (
+    Cost,
+    InvalidInputError,
+    derive_seed,
+    isolated,
+    seeded_generators,
+)
+from dynprune.pruning._from_scores import full_state, record, survivors
 from dynprune.pruning._masked_net import MaskedNet, Rule
 from dynprune.pruning._numbers import as_count
 from dynprune.pruning._private_copy import private_copy
 from dynprune.pruning._prunable import check_finite
 from dynprune.pruning._signed_weights import plain_values, signed_weights
 from dynprune.system import GradientSystem, MeanLoss, is_resident
+from dynprune.tickets import Ticket
 from dynprune.training import (
     AbstractOrder,
     LoaderOrder,
@@ -110,7 +118,13 @@ class MaskTraining:
             training=mode == "train",
             step=0,
         )
-        self._examples = system.examples
+        self._system = system
+        self._settings = {
+            "epochs": epochs,
+            "weights": weights,
+            "plain": plain,
+            "mode": mode,
+        }
         self._seen, self._steps = 0.0, 0
         found = self._mover.net
         assert isinstance(found, MaskedNet)
@@ -151,14 +165,15 @@ class MaskTraining:
         return bool(torch.stack([part.to(found.device) for part in finite]).all())
 
     @property
-    def cost(self) -> Cost:
-        """What it took so far."""
-        return Cost(gradients=self._seen / self._examples, steps=self._steps)
+    def idle(self) -> bool:
+        """Whether no score had a derivative in the last batch."""
+        slopes = [part.grad for part in self.net.scores]
+        return not any(slope is not None and bool(slope.any()) for slope in slopes)
 
     @property
-    def losses(self) -> list[float]:
-        """The mean loss of each epoch, the penalty included."""
-        return [float(part) for part in self._losses]
+    def cost(self) -> Cost:
+        """What it took so far."""
+        return Cost(gradients=self._seen / self._system.examples, steps=self._steps)
 
     def scores(self) -> dict[str, Tensor]:
         """Return copies of the scores now, by name."""
@@ -170,14 +185,69 @@ class MaskTraining:
         found = zip(self.net.names, self.net.alive, strict=True)
         return {name: part.bool().cpu() for name, part in found}
 
+    def masks(self) -> dict[str, Tensor]:
+        """Return the masks of the scores now, boolean, by name, on the CPU."""
+        with torch.no_grad():
+            found = zip(self.net.names, self.net.masks(), strict=True)
+            return {name: part.bool().cpu() for name, part in found}
+
     def buffers(self) -> dict[str, Tensor]:
         """Return the network's buffers now, e.g. its running statistics."""
         inner = self.net.loss.get_submodule("net")
         return {name: part.detach().clone() for name, part in inner.named_buffers()}
 
-    def describe(self) -> dict[str, Any]:
-        """Return plain values of how the scores move."""
-        return self._mover.describe() | {"batch_size": self.order.batch_size}
+    def ticket(
+        self,
+        masks: Mapping[str, Tensor],
+        *,
+        made_by: str,
+        settings: Mapping[str, Any],
+        source: str,
+        seed: int,
+    ) -> Ticket:
+        """Return the ticket of masks on the frozen network.
+
+        Args:
+            masks: Name to boolean tensor.
+            made_by: The public function.
+            settings: Its own knobs and findings, beside those of this training.
+            source: Key of the citation.
+            seed: Its seed.
+
+        Returns:
+            The ticket, with what the training took.
+        """
+        own = self._mover.describe() | {"batch_size": self.order.batch_size}
+        own |= self._settings | {"losses": [float(part) for part in self._losses]}
+        return Ticket.make(
+            masks,
+            self.state,
+            self.buffers(),
+            provenance=record(
+                self._system,
+                made_by,
+                seed=seed,
+                settings=own | dict(settings),
+                sources=(source,),
+            ),
+            cost=self.cost,
+        )
+
+
+@contextmanager
+def own_generators(data: Any, *, seed: int) -> Iterator[None]:
+    """Let a training draw from generators of its own, with gradients on.
+
+    Args:
+        data: What it reads.
+        seed: Of loaders and of dropout.
+
+    Yields:
+        Nothing.
+    """
+    noise = derive_seed("noise", seed, 0)
+    with seeded_generators(data, seed), isolated(noise), torch.enable_grad():
+        yield
 
 
 def order_of(

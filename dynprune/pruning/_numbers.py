@@ -1,9 +1,8 @@
 """Densities and counts as plain numbers, whatever library they come from."""
 
-import operator
 from typing import Any
 
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, whole
 
 
 def as_number(given: Any) -> float:
@@ -67,12 +66,7 @@ def as_count(what: str, given: Any, *, least: int = 1) -> int:
         >>> as_count("rounds", 3)
         3
     """
-    try:
-        found = operator.index(given)
-    except (TypeError, RuntimeError):
-        raise InvalidInputError(
-            f"{what} is {given!r}. Pass a whole number (int), at least {least}."
-        ) from None
+    found = whole(given, name=what)
     if found < least:
         raise InvalidInputError(f"{what} is {found}. Pass at least {least}.")
     return found

@@ -5,15 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from dynprune.pruning._collapse import CollapseInTraining
-from dynprune.pruning._drop_and_grow import cosine_share, drop_and_grow, exchange_steps
-from dynprune.pruning._layer_counts import LayerDensities, layer_counts, random_masks
-from dynprune.pruning._numbers import as_count, as_density
-from dynprune.pruning._sparse_training import (
-    Masks,
-    SparseTraining,
-    check_dense,
-    trained_with,
-)
+from dynprune.pruning._exchange import exchange
+from dynprune.pruning._layer_counts import LayerDensities
+from dynprune.pruning._sparse_training import SparseTraining
 from dynprune.system import GradientSystem
 from dynprune.training import Mover, Recipe
 
@@ -93,50 +87,23 @@ def rigl(
         >>> found.ticket.masks
         {'weight': tensor([[ True, False, False,  True]])}
     """  # noqa: DOC502 - raised by the parts
-    check_dense(system, train, collapse)
-    density = as_density(density)
-    update_every = as_count("update_every", update_every)
-    end, steps = exchange_steps(
-        train.steps, every=update_every, stop=stop_step, drop=drop
-    )
-    counts = layer_counts(system, density=density, layers=layers)
-    masks = Masks(random_masks(system, counts, seed=seed))
 
-    def move(mover: Mover, step: int, batch: Any) -> Tensor:
-        masks.start(mover)
-        if step not in steps:
-            return mover.step(batch)
+    def wanted(mover: Mover, _: int, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         loss, gradients = mover.dense_gradient(batch)
-        share, held = cosine_share(step, drop=drop, stop=end), mover.weights()
-        found = {
-            name: drop_and_grow(
-                held[name],
-                mask.to(held[name].device),
-                gradients[name].abs(),
-                count=int(share * counts[name]),
-            ).cpu()
-            for name, mask in masks.now.items()
-        }
-        masks.change(mover, step, found)
-        mover.advance_schedule(1)
-        return loss
+        return loss, {name: part.abs() for name, part in gradients.items()}
 
-    return trained_with(
+    return exchange(
         system,
         train,
-        masks,
-        move,
+        wanted,
         made_by="pruning.rigl",
-        settings={
-            "density": density,
-            "layers": layers,
-            "update_every": update_every,
-            "drop": drop,
-            "stop_step": end,
-        },
         sources=("rigl",),
-        seed=seed,
+        density=density,
+        layers=layers,
+        update_every=update_every,
+        drop=drop,
+        stop_step=stop_step,
         record_every=record_every,
         collapse=collapse,
-        advice="Pass a higher density, or other densities of the layers (layers=)",
+        seed=seed,
     )

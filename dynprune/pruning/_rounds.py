@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from dynprune.core import derive_seed
@@ -33,7 +34,7 @@ def in_rounds(
     density: float,
     rounds: int,
     may_return: bool,
-) -> tuple[Mapping[str, Tensor], Masks]:
+) -> dict[str, Tensor]:
     r"""Score and select in all rounds but the last, and score once more.
 
     Round t of T keeps density :math:`d_t = d_0 (d / d_0)^{t/T}`, :math:`d_0` that of
@@ -47,7 +48,7 @@ def in_rounds(
         may_return: Whether a weight pruned in one round may be kept in a later one.
 
     Returns:
-        The last scores, and which weights may be kept by them.
+        The last scores; those of weights that may not be kept are -1, below all others.
 
     Raises:
         InvalidInputError: If rounds or density are out of range, or the scores of a
@@ -72,4 +73,7 @@ def in_rounds(
         check_choice(scores, allowed, own, "global")
         if t < rounds:
             masks = select(scores, allowed, density=own)
-    return scores, allowed
+    return {
+        name: torch.where(mask.to(scores[name].device), scores[name], -1.0)
+        for name, mask in allowed.items()
+    }

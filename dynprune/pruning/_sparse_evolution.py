@@ -7,15 +7,9 @@ from torch import Tensor
 
 from dynprune.core import derive_seed, generator
 from dynprune.pruning._collapse import CollapseInTraining
-from dynprune.pruning._drop_and_grow import cosine_share, drop_and_grow, exchange_steps
-from dynprune.pruning._layer_counts import LayerDensities, layer_counts, random_masks
-from dynprune.pruning._numbers import as_count, as_density
-from dynprune.pruning._sparse_training import (
-    Masks,
-    SparseTraining,
-    check_dense,
-    trained_with,
-)
+from dynprune.pruning._exchange import exchange
+from dynprune.pruning._layer_counts import LayerDensities
+from dynprune.pruning._sparse_training import SparseTraining
 from dynprune.system import GradientSystem
 from dynprune.training import Mover, Recipe
 
@@ -85,47 +79,27 @@ def sparse_evolution(
         >>> found.ticket.kept, int((found.trained.masked_state["weight"] != 0).sum())
         (2, 2)
     """  # noqa: DOC502 - raised by the parts
-    check_dense(system, train, collapse)
-    density = as_density(density)
-    update_every = as_count("update_every", update_every)
-    end, steps = exchange_steps(
-        train.steps, every=update_every, stop=stop_step, drop=drop
-    )
-    counts = layer_counts(system, density=density, layers=layers)
-    masks = Masks(random_masks(system, counts, seed=seed))
 
-    def move(mover: Mover, step: int, batch: Any) -> Tensor:
-        masks.start(mover)
-        if step in steps:
-            share, held = cosine_share(step, drop=drop, stop=end), mover.weights()
-            found = {}
-            for name, mask in masks.now.items():
-                draw = generator(derive_seed("pruning.sparse growth", seed, step, name))
-                found[name] = drop_and_grow(
-                    held[name].cpu(),
-                    mask,
-                    torch.rand(mask.shape, generator=draw, dtype=torch.float64),
-                    count=int(share * counts[name]),
-                )
-            masks.change(mover, step, found)
-        return mover.step(batch)
+    def wanted(mover: Mover, step: int, _: Any) -> tuple[None, dict[str, Tensor]]:
+        held, scores = mover.weights(), {}
+        for name in system.prunable:
+            draw = generator(derive_seed("pruning.sparse growth", seed, step, name))
+            shape = held[name].shape
+            scores[name] = torch.rand(shape, generator=draw, dtype=torch.float64)
+        return None, scores
 
-    return trained_with(
+    return exchange(
         system,
         train,
-        masks,
-        move,
+        wanted,
         made_by="pruning.sparse_evolution",
-        settings={
-            "density": density,
-            "layers": layers,
-            "update_every": update_every,
-            "drop": drop,
-            "stop_step": end,
-        },
         sources=("set", "rigl"),
-        seed=seed,
+        density=density,
+        layers=layers,
+        update_every=update_every,
+        drop=drop,
+        stop_step=stop_step,
         record_every=record_every,
         collapse=collapse,
-        advice="Pass a higher density, or other densities of the layers (layers=)",
+        seed=seed,
     )

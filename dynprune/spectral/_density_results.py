@@ -11,26 +11,15 @@ from dynprune.core import (
     InvalidInputError,
     Outcome,
     Provenance,
-    load_tensors,
-    save_tensors,
 )
 from dynprune.spectral import _plot_density
+from dynprune.spectral._files import load, save
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
-_TENSORS = (
-    "grid",
-    "values",
-    "lower",
-    "upper",
-    "quadrature_error",
-    "locked",
-    "nodes",
-    "weights",
-)
 _PLAIN = ("width", "level", "size", "matvecs")
 _CURVATURE = "loss per parameter²"
 _INVERSE = "1 / (loss per parameter²)"
@@ -243,16 +232,7 @@ class Density:
         Args:
             path: Where it shall be.
         """
-        save_tensors(
-            path,
-            {name: getattr(self, name) for name in _TENSORS},
-            {
-                "kind": "density",
-                "outcome": self.outcome.name,
-                "provenance": self.provenance.to_dict(),
-            }
-            | {name: getattr(self, name) for name in _PLAIN},
-        )
+        save(path, "density", self)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Density":
@@ -266,19 +246,5 @@ class Density:
 
         Raises:
             InvalidInputError: If the file is missing, truncated, or of another kind.
-        """
-        tensors, plain = load_tensors(path)
-        if plain.get("kind") != "density":
-            raise InvalidInputError(
-                f"{path} holds {plain.get('kind', 'an unknown thing')}, not a density. "
-                "Pass a file that Density.save wrote."
-            )
-        return Density(
-            outcome=Outcome[plain["outcome"]],
-            provenance=Provenance.from_dict(plain["provenance"]),
-            width=plain["width"],
-            level=plain["level"],
-            size=plain["size"],
-            matvecs=plain["matvecs"],
-            **tensors,
-        )
+        """  # noqa: DOC502 - raised by load_result
+        return load(path, "density", Density, what="a density")

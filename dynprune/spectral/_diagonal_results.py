@@ -8,20 +8,17 @@ import torch
 from torch import Tensor
 
 from dynprune.core import (
-    InvalidInputError,
     Outcome,
     Provenance,
-    load_tensors,
-    save_tensors,
 )
 from dynprune.spectral import _plot_estimates
+from dynprune.spectral._files import load, save
 from dynprune.spectral._intervals import check_level, student
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
-_PLAIN = ("samples", "method", "matvecs")
 _CURVATURE = "loss per parameter²"
 
 
@@ -129,16 +126,7 @@ class Diagonal:
         Args:
             path: Where it shall be.
         """
-        save_tensors(
-            path,
-            {"values": self.values, "standard_error": self.standard_error},
-            {
-                "kind": "diagonal",
-                "outcome": self.outcome.name,
-                "provenance": self.provenance.to_dict(),
-            }
-            | {name: getattr(self, name) for name in _PLAIN},
-        )
+        save(path, "diagonal", self)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Diagonal":
@@ -152,18 +140,5 @@ class Diagonal:
 
         Raises:
             InvalidInputError: If the file is missing, truncated, or of another kind.
-        """
-        tensors, plain = load_tensors(path)
-        if plain.get("kind") != "diagonal":
-            raise InvalidInputError(
-                f"{path} holds {plain.get('kind', 'an unknown thing')}, not a "
-                "diagonal. Pass a file that Diagonal.save wrote."
-            )
-        return Diagonal(
-            outcome=Outcome[plain["outcome"]],
-            provenance=Provenance.from_dict(plain["provenance"]),
-            samples=plain["samples"],
-            method=plain["method"],
-            matvecs=plain["matvecs"],
-            **tensors,
-        )
+        """  # noqa: DOC502 - raised by load_result
+        return load(path, "diagonal", Diagonal, what="a diagonal")

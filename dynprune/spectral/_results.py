@@ -11,16 +11,14 @@ from dynprune.core import (
     InvalidInputError,
     Outcome,
     Provenance,
-    load_tensors,
-    save_tensors,
 )
 from dynprune.spectral import _plot
+from dynprune.spectral._files import load, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
-_TENSORS = ("values", "vectors", "residual_norms", "enclosures", "converged")
 _CURVATURE = "loss per parameter²"
 
 
@@ -144,18 +142,7 @@ class Eigenpairs:
         Args:
             path: Where it shall be.
         """
-        save_tensors(
-            path,
-            {name: getattr(self, name) for name in _TENSORS},
-            {
-                "kind": "eigenpairs",
-                "complete": self.complete,
-                "which": self.which,
-                "matvecs": self.matvecs,
-                "outcome": self.outcome.name,
-                "provenance": self.provenance.to_dict(),
-            },
-        )
+        save(path, "eigenpairs", self)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Eigenpairs":
@@ -169,21 +156,8 @@ class Eigenpairs:
 
         Raises:
             InvalidInputError: If the file is missing, truncated, or of another kind.
-        """
-        tensors, plain = load_tensors(path)
-        if plain.get("kind") != "eigenpairs":
-            raise InvalidInputError(
-                f"{path} holds {plain.get('kind', 'an unknown thing')}, not "
-                "eigenpairs. Pass a file that Eigenpairs.save wrote."
-            )
-        return Eigenpairs(
-            complete=plain["complete"],
-            which=plain["which"],
-            matvecs=plain["matvecs"],
-            outcome=Outcome[plain["outcome"]],
-            provenance=Provenance.from_dict(plain["provenance"]),
-            **tensors,
-        )
+        """  # noqa: DOC502 - raised by load_result
+        return load(path, "eigenpairs", Eigenpairs, what="eigenpairs")
 
 
 @final
@@ -308,12 +282,7 @@ class Gaps:
         Args:
             path: Where it shall be.
         """
-        names = [part.name for part in fields(self) if part.name != "provenance"]
-        save_tensors(
-            path,
-            {name: getattr(self, name) for name in names},
-            {"kind": "gaps", "provenance": self.provenance.to_dict()},
-        )
+        save(path, "gaps", self)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Gaps":
@@ -327,11 +296,5 @@ class Gaps:
 
         Raises:
             InvalidInputError: If the file is missing, truncated, or of another kind.
-        """
-        tensors, plain = load_tensors(path)
-        if plain.get("kind") != "gaps":
-            raise InvalidInputError(
-                f"{path} holds {plain.get('kind', 'an unknown thing')}, not gaps. Pass "
-                "a file that Gaps.save wrote."
-            )
-        return Gaps(provenance=Provenance.from_dict(plain["provenance"]), **tensors)
+        """  # noqa: DOC502 - raised by load_result
+        return load(path, "gaps", Gaps, what="gaps")

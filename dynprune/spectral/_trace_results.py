@@ -7,19 +7,15 @@ from typing import TYPE_CHECKING, final
 from torch import Tensor
 
 from dynprune.core import (
-    InvalidInputError,
     Outcome,
     Provenance,
-    load_tensors,
-    save_tensors,
 )
 from dynprune.spectral import _plot_estimates
+from dynprune.spectral._files import load, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
-
-_PLAIN = ("quantity", "value", "standard_error", "level", "method", "matvecs", "unit")
 
 
 @final
@@ -115,17 +111,7 @@ class Trace:
         Args:
             path: Where it shall be.
         """
-        save_tensors(
-            path,
-            {"samples": self.samples},
-            {
-                "kind": "trace",
-                "interval": list(self.interval),
-                "outcome": self.outcome.name,
-                "provenance": self.provenance.to_dict(),
-            }
-            | {name: getattr(self, name) for name in _PLAIN},
-        )
+        save(path, "trace", self)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Trace":
@@ -139,18 +125,5 @@ class Trace:
 
         Raises:
             InvalidInputError: If the file is missing, truncated, or of another kind.
-        """
-        tensors, plain = load_tensors(path)
-        if plain.get("kind") != "trace":
-            raise InvalidInputError(
-                f"{path} holds {plain.get('kind', 'an unknown thing')}, not a trace. "
-                "Pass a file that Trace.save wrote."
-            )
-        low, high = plain["interval"]
-        return Trace(
-            interval=(low, high),
-            outcome=Outcome[plain["outcome"]],
-            provenance=Provenance.from_dict(plain["provenance"]),
-            samples=tensors["samples"],
-            **{name: plain[name] for name in _PLAIN},
-        )
+        """  # noqa: DOC502 - raised by load_result
+        return load(path, "trace", Trace, what="a trace")

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
@@ -10,27 +10,15 @@ from torch import Tensor
 from dynprune.core import (
     Outcome,
     Provenance,
-    load_result,
-    save_tensors,
 )
 from dynprune.spectral import _plot
+from dynprune.spectral._files import load, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
     from xarray import Dataset
 
-_TENSORS = (
-    "steps",
-    "values",
-    "residual_norms",
-    "enclosures",
-    "converged",
-    "overlaps",
-    "angles",
-    "matvecs",
-)
-_KIND = "spectrum track"
 _CURVATURE = "loss per parameter²"
 
 
@@ -196,17 +184,7 @@ class SpectrumTrack:
         Args:
             path: Where it shall be.
         """
-        save_tensors(
-            path,
-            {name: getattr(self, name) for name in _TENSORS},
-            {
-                "kind": _KIND,
-                "complete": self.complete,
-                "which": self.which,
-                "outcome": self.outcome.name,
-                "provenance": self.provenance.to_dict(),
-            },
-        )
+        save(path, "spectrum track", self)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "SpectrumTrack":
@@ -221,20 +199,4 @@ class SpectrumTrack:
         Raises:
             InvalidInputError: If the file is missing, truncated, or of another kind.
         """  # noqa: DOC502 - raised by load_result
-        return load_result(
-            path,
-            _KIND,
-            _unpack,
-            what="a spectrum track",
-            writer="SpectrumTrack.save",
-        )
-
-
-def _unpack(tensors: dict[str, Tensor], plain: dict[str, Any]) -> SpectrumTrack:
-    return SpectrumTrack(
-        complete=plain["complete"],
-        which=plain["which"],
-        outcome=Outcome[plain["outcome"]],
-        provenance=Provenance.from_dict(plain["provenance"]),
-        **tensors,
-    )
+        return load(path, "spectrum track", SpectrumTrack, what="a spectrum track")

@@ -40,6 +40,10 @@ from dynprune.tickets._matched import (
     Matched,
     matched,
 )
+from dynprune.tickets._network import (
+    pack_network,
+    unpack_network,
+)
 from dynprune.tickets._path_norm import (
     path_norm,
 )
@@ -61,8 +65,10 @@ from dynprune.tickets._shuffle import (
     shuffle,
 )
 from dynprune.tickets._sparse import (
-    SparseLinear,
     to_sparse,
+)
+from dynprune.tickets._sparse_linear import (
+    SparseLinear,
 )
 from dynprune.tickets._ticket import (
     Ticket,
@@ -88,6 +94,7 @@ __all__ = [
     "intersection",
     "invert",
     "matched",
+    "pack_network",
     "path_norm",
     "reduce",
     "reinitialise",
@@ -98,4 +105,5 @@ __all__ = [
     "stretch",
     "to_sparse",
     "union",
+    "unpack_network",
 ]

@@ -1,11 +1,23 @@
 """What an export is made of and how large it is."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from torch import nn
+from torch import Tensor, nn
 
-from dynprune.core import Provenance
+from dynprune.core import (
+    Provenance,
+    join_parts,
+    load_result,
+    part_of,
+    save_tensors,
+)
+from dynprune.tickets._network import pack_network, unpack_network
+
+_KIND = "tickets.Export"
+_PLAIN = ("layers", "bytes_before", "bytes_after", "error", "scale")
 
 
 @final
@@ -32,6 +44,55 @@ class Export:
     error: float | None = None
     scale: float | None = None
     provenance: Provenance
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model's tensors and its sizes to one safetensors file, atomically.
+
+        Code is not stored: :meth:`load` needs the whole model again.
+
+        Args:
+            path: Where it shall be.
+        """
+        tensors, metadata = join_parts({"module": pack_network(self.module)})
+        metadata |= {name: getattr(self, name) for name in _PLAIN}
+        metadata |= {"kind": _KIND, "provenance": self.provenance.to_dict()}
+        save_tensors(path, tensors, metadata)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], model: nn.Module) -> "Export":
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: The file.
+            model: The whole model that was exported, with any weights: its code, and
+                where the tensors are to be. Not changed.
+
+        Returns:
+            The export, its module in the mode and with the dtypes that it had.
+
+        Raises:
+            InvalidInputError: If the file is missing, truncated, or no export, or it
+                is one of another model.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from dynprune.tickets import Ticket, reduce
+            >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+            >>> kept = {"2.weight": torch.tensor([[True, False, False, True]] * 2)}
+            >>> ticket = Ticket.make(kept, dict(net.named_parameters()))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = f"{folder}/small"
+            ...     reduce(ticket, net, example=torch.ones(1, 3)).save(path)
+            ...     Export.load(path, net).module[0]
+            Linear(in_features=3, out_features=2, bias=True)
+        """  # noqa: DOC502 - raised by load_result
+        return load_result(
+            path,
+            _KIND,
+            lambda tensors, metadata: _unpack(tensors, metadata, model),
+            what="an export",
+            writer="Export.save",
+        )
 
     def summary(self) -> str:
         """Return five lines that a person reads."""
@@ -91,6 +152,18 @@ class Export:
             f"Export(made_by={self.provenance.made_by!r}, bytes={self.bytes_after} of "
             f"{self.bytes_before})"
         )
+
+
+def _unpack(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], model: nn.Module
+) -> Export:
+    plain = {name: metadata[name] for name in _PLAIN}
+    plain["layers"] = tuple(tuple(layer) for layer in plain["layers"])
+    return Export(
+        module=unpack_network(*part_of(tensors, metadata, "module"), model),
+        provenance=Provenance.from_dict(metadata["provenance"]),
+        **plain,
+    )
 
 
 def size(module: nn.Module) -> int:

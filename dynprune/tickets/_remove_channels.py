@@ -1,6 +1,7 @@
 """Take masked channels out of a network: fewer parameters, the same function."""
 
 import copy
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
@@ -15,6 +16,7 @@ from dynprune.tickets._channel_rules import has_channels
 from dynprune.tickets._channels import Channels
 from dynprune.tickets._follow import CATS, Walk
 from dynprune.tickets._function_rules import reads_batch_size
+from dynprune.tickets._network import placed
 from dynprune.tickets._same_outputs import compared, outputs
 from dynprune.tickets._shrink import kept_weight, shrink_, shrink_channelwise_
 from dynprune.tickets._trace import Example, graphs, shape_of
@@ -113,7 +115,7 @@ def remove_channels(
         kept |= removal.kept
         reached |= walk.reached
         if removal.maps:
-            made = _placed(made, name, graph)
+            made = placed(made, name, graph.eval())
     compared(before, made, example, roundings=_ROUNDINGS)
     for name, part in made.named_modules():
         part.training = modes.get(name, model.training)
@@ -150,13 +152,6 @@ def _checked(model: nn.Module, name: str, mask: Tensor) -> Tensor:
     if not bool(mask.any()):
         mask[0] = True
     return mask
-
-
-def _placed(model: nn.Module, name: str, graph: fx.GraphModule) -> nn.Module:
-    if not name:
-        return graph.eval()
-    model.set_submodule(name, graph.eval())
-    return model
 
 
 @final
@@ -210,7 +205,10 @@ class _Removal:
         after = torch.ones_like(before) if after is None else after
         if len(after) != len(before) or torch.equal(before, after):
             return  # flattened: the positions of the same channels
-        name = f"channel_map_{self.maps}"
+        # it may be the smaller network of an earlier removal, which has its own
+        taken = dict(self._graph.named_children())
+        names = (f"channel_map_{i}" for i in itertools.count())
+        name = next(name for name in names if name not in taken)
         self.maps += 1
         places = (torch.nonzero(part).flatten().tolist() for part in (before, after))
         made = ChannelMap(*places, dim=dim)

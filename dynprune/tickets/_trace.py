@@ -171,10 +171,10 @@ class _Recorder(fx.Interpreter):
 def _graph(
     model: nn.Module, inputs: tuple[Any, ...], *, lasting: bool
 ) -> fx.GraphModule:
-    graph = _symbolic(model)
+    graph = symbolic(model)
     if lasting:
         modes = {part: part.training for part in model.modules()}
-        trained = _symbolic(model.train()).code
+        trained = symbolic(model.train()).code
         for part, mode in modes.items():
             part.training = mode
         if trained != graph.code:
@@ -187,7 +187,16 @@ def _graph(
     return graph
 
 
-def _symbolic(model: nn.Module) -> fx.GraphModule:
+def symbolic(model: nn.Module) -> fx.GraphModule:
+    """Trace a network without calling it: no shapes.
+
+    Args:
+        model: In the mode that is to be traced; modules in it that cannot be traced
+            stay whole.
+
+    Returns:
+        Its graph, of the same modules.
+    """
     whole: set[nn.Module] = set()
     # numbers drawn here become constants, which the comparison, of seed 0, must see
     with isolated(1):

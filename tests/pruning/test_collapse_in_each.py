@@ -214,6 +214,7 @@ def test_advice_names_arguments_that_there_are(prune, knobs):
             messages.append(str(error))
     messages += [str(one.message) for one in caught]
     assert any(LOST in message for message in messages)
+    assert {one.filename for one in caught} <= {__file__}  # the caller's line
     for message in messages:
         assert knobs_in(message, prune) == [], message
         # what was asked already is no advice

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from problems import classes, small_net
+from other_models import CE, SYSTEMS, hugging_face, shared, tied, transposed
 from torch import nn
 
 from dynprune.pruning import (
@@ -24,7 +24,6 @@ from dynprune.pruning import (
 )
 from dynprune.system import GradientSystem
 
-CE = nn.functional.cross_entropy
 # what asks for more than a system and a density is named with it
 PRUNERS = {
     "random": random,
@@ -40,113 +39,6 @@ PRUNERS = {
     "grasp, absolute": lambda s, **k: grasp(s, temperature=1.0, absolute=True, **k),
 }
 EACH = pytest.mark.parametrize("prune", PRUNERS.values(), ids=PRUNERS.keys())
-
-
-def tied_system() -> GradientSystem:
-    net = small_net(widths=(4, 4, 4, 3))
-    net[2].weight = net[0].weight
-    return GradientSystem(net, CE, classes(12, 4, 3))
-
-
-def shared_system() -> GradientSystem:
-    part = small_net(widths=(4, 4))[0]
-    head = small_net(widths=(4, 3), seed=1)[0]
-    net = nn.Sequential(part, nn.ReLU(), part, nn.ReLU(), head)
-    return GradientSystem(net, CE, classes(12, 4, 3))
-
-
-def attention_system() -> GradientSystem:
-    class Attention(nn.Module):
-        def __init__(self):
-            nn.Module.__init__(self)
-            self.own = nn.MultiheadAttention(4, 2, batch_first=True)
-            self.head = nn.Linear(4, 3)
-
-        def forward(self, x):
-            return self.head(self.own(x, x, x)[0].mean(1))
-
-    make = torch.Generator().manual_seed(0)
-    net = Attention().double()
-    with torch.no_grad():
-        for part in net.parameters():
-            part.copy_(torch.randn(part.shape, generator=make))
-    x, y = classes(12, 20, 3)
-    return GradientSystem(net, CE, (x.view(12, 5, 4), y))
-
-
-def transposed_system() -> GradientSystem:
-    make = torch.Generator().manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv1d(1, 3, 3),
-        nn.ReLU(),
-        nn.ConvTranspose1d(3, 2, 4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(18, 3),
-    ).double()
-    with torch.no_grad():
-        for part in net.parameters():
-            part.copy_(torch.randn(part.shape, generator=make))
-    x, y = classes(12, 8, 3)
-    return GradientSystem(net, CE, (x.view(12, 1, 8), y))
-
-
-def hugging_face(kind: str) -> GradientSystem:
-    transformers = pytest.importorskip("transformers")
-    if kind == "bert":
-        config = transformers.BertConfig(
-            vocab_size=11,
-            hidden_size=8,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=12,
-            max_position_embeddings=8,
-            num_labels=3,
-            pad_token_id=0,
-        )
-        net = transformers.BertForSequenceClassification(config)
-    else:
-        config = transformers.GPT2Config(
-            vocab_size=11,
-            n_positions=8,
-            n_embd=8,
-            n_layer=2,
-            n_head=2,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-        net = transformers.GPT2LMHeadModel(config)
-    make = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, part in net.named_parameters():
-            drawn = torch.randn(part.shape, generator=make) * 0.3
-            part.copy_(1.0 + drawn if "norm" in name.lower() else drawn)
-    ids = [torch.randint(1, 11, (n, 6), generator=make) for n in (4, 2)]
-    batches = [
-        {
-            "input_ids": part,
-            "attention_mask": torch.ones_like(part),
-            "labels": torch.arange(len(part)) % 3 if kind == "bert" else part,
-        }
-        for part in ids
-    ]
-    return GradientSystem(
-        net,
-        None,
-        batches,
-        batch_loss=lambda model, batch: model(**batch).loss,
-        batch_weight=lambda batch: float(len(batch["input_ids"])),
-    )
-
-
-SYSTEMS = {
-    "tied": tied_system,
-    "shared": shared_system,
-    "attention": attention_system,
-    "transposed": transposed_system,
-    "bert": lambda: hugging_face("bert"),
-    "gpt2": lambda: hugging_face("gpt2"),
-}
 
 
 @pytest.fixture(scope="module", params=SYSTEMS.values(), ids=SYSTEMS.keys())
@@ -195,7 +87,7 @@ def test_an_emptied_body_is_seen_in_each_model(system):
         from_scores(system, scores, density=density)
 
 
-@pytest.mark.parametrize("make", [tied_system, shared_system], ids=["tied", "shared"])
+@pytest.mark.parametrize("make", [tied, shared], ids=["tied", "shared"])
 def test_scores_of_a_weight_used_twice_sum_its_uses(make):
     system = make()
     x, y = system.data
@@ -212,9 +104,7 @@ def test_scores_of_a_weight_used_twice_sum_its_uses(make):
 
 
 @pytest.mark.parametrize(
-    "make",
-    [tied_system, shared_system, transposed_system],
-    ids=["tied", "shared", "transposed"],
+    "make", [tied, shared, transposed], ids=["tied", "shared", "transposed"]
 )
 def test_synflow_where_inputs_are_floats(make):
     system = make()
@@ -226,7 +116,7 @@ def test_synflow_where_inputs_are_floats(make):
 def test_conv1d_of_gpt2_is_pruned_like_the_linear_layer_it_is():
     # the same network with Linear layers: scores are the transposed ones
     library = pytest.importorskip("transformers.pytorch_utils")
-    system = hugging_face("gpt2")
+    system = hugging_face("gpt2", layers=2)
     twin = copy.deepcopy(system.model)
     for module in list(twin.modules()):
         for name, child in list(module.named_children()):

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynprune.core import InvalidInputError
 from dynprune.tasks import resnet
-from dynprune.tickets import remove_channels
+from dynprune.tickets import pack_network, remove_channels, unpack_network
 from dynprune.tickets._channel_map import ChannelMap
 
 NORMS = nn.modules.batchnorm._BatchNorm
@@ -288,6 +288,30 @@ def test_a_smaller_network_trains_and_copies():
     assert float(reduced(x).square().sum().detach()) < before
     twin = copy.deepcopy(reduced)
     twin.load_state_dict(reduced.state_dict())
+
+
+def test_a_smaller_network_becomes_smaller_again():
+    net, masks, x = masked(NETS["resnet-B"], 0.7)
+    first = remove_channels(net, masks, example=(x,)).network
+    maps = {n for n, part in first.named_modules() if isinstance(part, ChannelMap)}
+    norm = first.get_submodule("stage2_block1.norm2")
+    keep = torch.arange(norm.num_features) > 0
+    norm.weight.data.mul_(keep)
+    norm.bias.data.mul_(keep)
+    reduced = remove_channels(
+        first, {"stage2_block1.norm2": keep}, example=(x,)
+    ).network
+    found = {n for n, part in reduced.named_modules() if isinstance(part, ChannelMap)}
+    assert maps < found  # the maps that were there are there
+    assert size(reduced) < size(first)
+    with torch.no_grad():
+        expected, outputs = first.eval()(x), reduced.eval()(x)
+    scale = float(expected.abs().max())
+    assert float((expected - outputs).abs().max()) < 1e-12 * max(scale, 1.0)
+    again = unpack_network(*pack_network(reduced), first)
+    assert [n for n, _ in again.named_modules()] == [
+        n for n, _ in reduced.named_modules()
+    ]
 
 
 class Branching(nn.Module):
