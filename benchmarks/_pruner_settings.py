@@ -123,9 +123,9 @@ SETTINGS = {
         ),
         Setting(
             task="mnist-conv",
-            title="MNIST, two 3×3 convolutions and a linear layer",
+            title="MNIST, two 3×3 convolutions of stride 2 and a linear layer",
             source="mnist",
-            model="conv:16,32:relu",
+            model="conv:16,32:relu:stride",
         ),
         Setting(
             task="cifar10",

@@ -1,7 +1,7 @@
 """Measure how much faster tickets train in one stack than one by one.
 
     python benchmarks/stacked_training.py benchmarks/results/stacked_training.json
-    python benchmarks/stacked_training.py --device cuda --sizes 32 found.json
+    python benchmarks/stacked_training.py found.json --device cuda
     python benchmarks/stacked_training.py --quick
 
 On a GPU a second table compares steps launched kernel by kernel with steps replayed as
@@ -216,13 +216,13 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     began, device, quick = time.perf_counter(), given.device, given.quick
     prepare(cpu_time=given.cpu_time)
+    on_gpu = device.type == "cuda"
     sizes = (1, 2) if quick else tuple(given.sizes)
-    most, rounds = (2, 2) if quick else (max(GOAL_RUNS, *sizes), 3 if on_gpu else 5)
+    most, rounds = (2, 2) if quick else (max(GOAL_RUNS, *sizes), 5)
     cases = {
         "digits MLP 64-64-32-10": digits(most, device),
         "LeNet-300-100": lenet(most, device, examples=120 if quick else 6000),
     }
-    on_gpu = device.type == "cuda"
     goal, floor = ("LeNet-300-100", 10.0) if on_gpu else (next(iter(cases)), 2.5)
     stage("the goal")
     systems, recipe = cases[goal]
@@ -255,11 +255,11 @@ def main(arguments: list[str] | None = None) -> None:
         )
     parts = (
         "python benchmarks/stacked_training.py",
+        given.target,
         "--quick" * quick,
         f"--device {device}" if on_gpu else "",
-        f"--sizes {' '.join(map(str, sizes))}" if given.sizes != SIZES else "",
         "--cpu-time" * given.cpu_time,
-        given.target,
+        f"--sizes {' '.join(map(str, sizes))}" if given.sizes != SIZES else "",
     )
     write(
         given.target,

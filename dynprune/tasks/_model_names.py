@@ -40,10 +40,16 @@ def _conv(
     *,
     channels: Sequence[int] = (16, 32),
     activation: str = "relu",
+    halve: str = "pool",
     seed: int = 0,
 ) -> nn.Module:
     return small_conv_net(
-        in_shape, classes, channels=channels, activation=activation, seed=seed
+        in_shape,
+        classes,
+        channels=channels,
+        activation=activation,
+        halve=halve,
+        seed=seed,
     )
 
 
@@ -77,7 +83,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 _KNOBS: dict[str, tuple[tuple[str, str], ...]] = {
     "mlp": (("hidden", "integers"), ("activation", "word")),
     "lenet-300-100": (("activation", "word"),),
-    "conv": (("channels", "integers"), ("activation", "word")),
+    "conv": (("channels", "integers"), ("activation", "word"), ("halve", "word")),
     "resnet": (("depth", "integer"), ("width", "integer"), ("shortcut", "word")),
 }
 _FORMS = (
@@ -91,7 +97,7 @@ def model_maker(name: str, *, in_shape: Shape, classes: int) -> MakeModel:
 
     A name is a key of ``tasks.MODELS``, with its knobs after colons:
     ``mlp[:hidden widths[:activation]]``, ``lenet-300-100[:activation]``,
-    ``conv[:channels[:activation]]``, ``resnet[:depth[:width[:A or B]]]``;
+    ``conv[:channels[:activation[:halve]]]``, ``resnet[:depth[:width[:A or B]]]``;
     ``resnet-20`` is ``resnet:20``. Anything else with a colon is
     ``package.module:function``.
 

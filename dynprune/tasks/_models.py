@@ -131,13 +131,16 @@ def small_conv_net(
     *,
     channels: Sequence[int] = (16, 32),
     activation: str = "relu",
+    halve: str = "pool",
     seed: int = 0,
 ) -> nn.Sequential:
-    """Make a convolutional net: 3×3 convolutions, each halved by mean pooling.
+    """Make a convolutional net: 3×3 convolutions, each halved by pooling or a stride.
 
     Convolutions ``conv1``, ``conv2``, … with padding 1 and bias, activation, 2×2 mean
     pooling (smooth, so that a smooth activation gives a smooth loss), then one linear
-    layer ``fc``. Weights start Glorot-normal, biases at zero.
+    layer ``fc``; with ``halve="stride"`` the convolutions have stride 2 and there is
+    no pooling: a quarter of the arithmetic. Weights start Glorot-normal, biases at
+    zero.
 
     Args:
         in_shape: Channels, height and width of one image; rows of their product are
@@ -145,6 +148,7 @@ def small_conv_net(
         classes: Number of outputs.
         channels: Of the convolutions.
         activation: Name in ``tasks.ACTIVATIONS``.
+        halve: "pool" or "stride".
         seed: Of the initial weights.
 
     Returns:
@@ -152,7 +156,7 @@ def small_conv_net(
 
     Raises:
         InvalidInputError: If ``in_shape`` is no image shape, or too small to be
-            halved that often.
+            halved that often, or ``halve`` is neither.
 
     Example:
         >>> net = small_conv_net((1, 8, 8), channels=(4,))
@@ -162,6 +166,9 @@ def small_conv_net(
     depth, height, width = check_image(in_shape, model="A conv net")
     make_activation = check_activation(activation)
     check_positive("channels", channels)
+    if halve not in {"pool", "stride"}:
+        raise InvalidInputError(f"Unknown halve {halve!r}. Use 'pool' or 'stride'.")
+    stride = 2 if halve == "stride" else 1
     if min(height, width) >> len(channels) < 1:
         raise InvalidInputError(
             f"Images of {height}×{width} cannot be halved {len(channels)} times. Give "
@@ -173,10 +180,14 @@ def small_conv_net(
         for index, (n_in, n_out) in enumerate(
             itertools.pairwise((depth, *channels)), start=1
         ):
-            layers[f"conv{index}"] = _glorot(nn.Conv2d(n_in, n_out, 3, padding=1))
+            layers[f"conv{index}"] = _glorot(
+                nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1)
+            )
             layers[f"activation{index}"] = make_activation()
-            layers[f"pool{index}"] = nn.AvgPool2d(2)
-            height, width = height // 2, width // 2
+            if stride == 1:
+                layers[f"pool{index}"] = nn.AvgPool2d(2)
+            # pooling leaves an odd last row out, a stride does not
+            height, width = ((side + stride - 1) // 2 for side in (height, width))
         layers["flatten"] = nn.Flatten()
         n_last = (depth, *channels)[-1] * height * width
         layers["fc"] = _glorot(nn.Linear(n_last, classes))

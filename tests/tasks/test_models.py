@@ -89,6 +89,16 @@ def test_conv_net_takes_rows_and_images():
     assert weights(model) == 27 + 108 + 4 * 2 * 2 * 10
 
 
+def test_a_stride_halves_as_pooling_does_but_rounds_odd_sides_up():
+    model = small_conv_net((1, 7, 10), channels=(3, 4), halve="stride")
+    x = torch.randn(2, 1, 7, 10, generator=torch.Generator().manual_seed(0))
+    assert model[:-2](x).shape == (2, 4, 2, 3)
+    assert model(x).shape == (2, 10)
+    assert not any(isinstance(part, nn.AvgPool2d) for part in model.modules())
+    pooled = small_conv_net((1, 7, 10), channels=(3, 4))
+    assert pooled[:-2](x).shape == (2, 4, 1, 2)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -122,6 +132,7 @@ def test_makers_depend_on_the_seed_and_touch_no_generator(make, untouched):
         (lambda: mlp((3, 2), "tahn"), "Did you mean 'tanh'"),
         (lambda: small_conv_net((1, 4, 4), channels=(2, 2, 2)), "at most 2 channels"),
         (lambda: small_conv_net((64,)), "A conv net needs images"),
+        (lambda: small_conv_net((1, 8, 8), halve="max"), "Unknown halve 'max'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -140,6 +151,12 @@ def test_bad_sizes_are_refused(make, message):
         ("lenet-300-100", lambda: lenet_300_100(64, seed=3)),
         ("lenet-300-100:tanh", lambda: lenet_300_100(64, activation="tanh", seed=3)),
         ("conv:4", lambda: small_conv_net((1, 8, 8), channels=(4,), seed=3)),
+        (
+            "conv:4:tanh:stride",
+            lambda: small_conv_net(
+                (1, 8, 8), channels=(4,), activation="tanh", halve="stride", seed=3
+            ),
+        ),
         ("resnet:8:2", lambda: resnet(8, 2, in_shape=(1, 8, 8), seed=3)),
         ("resnet-8:2", lambda: resnet(8, 2, in_shape=(1, 8, 8), seed=3)),
         (
