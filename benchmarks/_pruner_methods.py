@@ -53,9 +53,17 @@ class Bench:
 
     def __init__(self, setting: Setting, seed: int, folder: Path) -> None:
         self.setting, self.seed, self._folder = setting, seed, folder
-        self.problem = problem_of(setting.source, setting.model)
-        self.recipe = setting.trainer(self.problem)
         self.order = setting.seed("order", seed)
+
+    @property
+    def problem(self) -> dp.Problem:
+        """The data and the network."""
+        return problem_of(self.setting.source, self.setting.model)
+
+    @functools.cached_property
+    def recipe(self) -> dp.Recipe:
+        """How every ticket is trained."""
+        return self.setting.trainer(self.problem)
 
     @functools.cached_property
     def system(self) -> dp.GradientSystem:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from _pruner_figures import accuracy_density, similarity, square
 from _pruner_methods import DENSE, GROUPS, METHODS
 from _pruner_results import COLUMNS, Results
@@ -15,7 +14,6 @@ from _pruner_settings import SETTINGS, Setting, imp_densities
 from _pruner_similarity import COLUMNS as PAIRS, similarities
 from _pruner_units import Unit, is_done, replace_text
 from _pruner_words import best_of, group_table, likeness, ordering, points
-from _timing import environment
 
 from dynprune.core import mean_interval
 
@@ -53,9 +51,6 @@ def write_report(
         similarities(short, seeds, work=work, folder=results.folder),
         columns=list(PAIRS),
     )
-    place = environment(torch.device(short[0].device if short else "cpu"))
-    kept = ("device", "chip", "python", "torch", "numpy", "scipy")
-    results.provenance["environment"] = {key: place[key] for key in kept}
     results.provenance["command"] = command
     results.write()
     frame = pd.DataFrame(results.rows.values(), columns=list(COLUMNS))
@@ -74,7 +69,7 @@ def write_report(
         own = frame[(frame.task == setting.task) & (frame.recipe == setting.recipe)]
         name = f"{setting.task}-{setting.recipe}"
         machines = results.provenance["machines"].get(name, {})
-        made = prose("; ".join(f"`{how}` on {what}" for what, how in machines.items()))
+        made = prose(f"{_recipe(setting)} {_made(machines)}")
         if setting.recipe == "full":
             parts += _full(setting, own, made=made)
             continue
@@ -170,6 +165,28 @@ def _count(missing: list[Unit]) -> str:
     return "; ".join(f"{name}: {number}" for name, number in found.items())
 
 
+def _recipe(setting: Setting) -> str:
+    how = f"Adam at {setting.learning_rate:g}"
+    if not setting.adam:
+        how = (
+            f"SGD at {setting.learning_rate:g} with momentum 0.9, a cosine and weight "
+            f"decay {setting.decay:g}"
+        )
+    shifted = ", images shifted and flipped" if setting.augment else ""
+    levels = len(imp_densities(setting.densities, factor=setting.factor)) - 1
+    return (
+        f"{setting.steps:,} steps of {how}, batch {setting.batch_size}{shifted}; IMP "
+        f"in {levels} levels of about {100 * (1 - setting.factor):.0f} %, rewound to "
+        f"step {setting.rewind_step}."
+    )
+
+
+def _made(machines: Mapping[str, str]) -> str:
+    if not machines:
+        return ""
+    return f"Made on {'; '.join(machines)}."
+
+
 def _methods(settings: list[Setting]) -> str:
     one = settings[0] if settings else next(iter(SETTINGS.values()))
     rows = [
@@ -177,15 +194,13 @@ def _methods(settings: list[Setting]) -> str:
         for name, method in METHODS.items()
         if name != DENSE
     ]
-    levels = len(imp_densities(one.densities, factor=one.factor)) - 1
     return f"""## Methods and budgets
 
 {table(sorted(rows, key=lambda row: GROUPS.index(row["when"])))}
 
-- All tickets: {one.steps} steps of Adam at {one.learning_rate:g}, batch
-  {one.batch_size} (the recipe of the lottery-ticket paper, shortened from 50,000
-  steps; fused Adam). IMP: {levels} levels of about 20 %, global, rewound to step
-  {one.rewind_step}, exactly through the densities of the table.
+- Networks, steps and optimiser are said with each comparison; MNIST's recipe is that
+  of the lottery-ticket paper, shortened from 50,000 steps, with fused Adam. IMP is
+  global, in levels that pass exactly through the densities of the table.
 - Scores at initialisation (snip, iterative-snip, force, grasp, synflow's shape), the
   Hessian of manifold and of obd ({one.matvecs} products), the Fisher matrix of
   woodfisher and the inputs of sparsegpt are taken on the **first {one.scored:,}
@@ -194,8 +209,8 @@ def _methods(settings: list[Setting]) -> str:
   {one.mask_batch}; sources: 150 and 100), gem-miner freezes after every pass, with
   exact counts; both then train the weights that they found the mask on, signed
   constants. early-bird is unstructured (our extension) and rewound to the start.
-- *Fine-tuned* methods prune the trained dense network once and train on for another
-  {one.steps} steps; *during training* masks change while the one training runs, and
+- *Fine-tuned* methods prune the trained dense network once and train on for as many
+  steps again; *during training* masks change while the one training runs, and
   nothing is trained again.
 - Masks are compared within a seed where all methods have one, and between seeds also
   where their tickets are not trained yet.

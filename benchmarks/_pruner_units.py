@@ -41,7 +41,15 @@ CHECKED = (
     "gem-miner",
     "manifold",
 )
-FULL = ("imp", "magnitude-trained", "snip", "synflow", "grasp", "random")
+FULL = (
+    "imp",
+    "magnitude-trained",
+    "lamp-trained",  # balanced between layers, where |w| alone is not
+    "snip",
+    "synflow",
+    "grasp",
+    "random",
+)
 _MOST_BREAKS = 3
 
 

@@ -10,7 +10,7 @@ densities, and all tickets are trained by one recipe. What a unit (task, method,
 found lies in the work folder, so that a run may be killed and called again; rows that
 the results folder already holds count as done. ``--minutes`` is the time after which no
 unit starts (0 writes the report of what is there), and partial tables say what is
-missing. ``--full`` adds the recipe of the source, 50,000 steps, at 3 % for six methods;
+missing. ``--full mnist`` adds the recipe of the source, 50,000 steps, at 3 %;
 ``--sanity`` the sanity checks; ``--masks`` finds the cheap masks of seeds that are not
 trained yet, to compare seeds. ``--tasks cifar10 --device cuda`` compares on ResNet-20.
 """
@@ -63,7 +63,7 @@ def units_of(given: argparse.Namespace) -> list[Unit]:
     units = plan(settings, given.seeds, methods=given.methods, sanity=given.sanity)
     if given.full:
         names = [name for name in FULL if name in given.methods]
-        long = [full(one) for one in settings if one.adam]
+        long = [full(one) for one in settings if one.adam and one.task in given.full]
         units += plan(long, given.seeds, methods=names, sanity=False)
     return units
 
@@ -76,7 +76,14 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sanity", action="store_true", help="and sanity checks")
-    parser.add_argument("--full", action="store_true", help="and 50,000 steps at 3 %%")
+    parser.add_argument(
+        "--full",
+        nargs="+",
+        choices=SETTINGS,
+        default=[],
+        metavar="TASK",
+        help="tasks to train for 50,000 steps at 3 %% as well",
+    )
     parser.add_argument(
         "--masks", action="store_true", help="and masks of all seeds, untrained"
     )
@@ -107,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     missing = [unit for unit in units if not is_done(unit, results.rows_of(unit))]
 
     words = [str(word) for word in (arguments or sys.argv[1:])]
-    for name in ("--minutes", "--merge"):  # no part of what was found
+    for name in ("--minutes", "--merge", "--work"):  # no part of what was found
         if name in words:
             place = words.index(name)
             words = words[:place] + words[place + 2 :]
