@@ -125,8 +125,9 @@ class Results:
                 raise SystemExit(f"{other.folder} holds {name} by other settings.")
         self.rows |= other.rows
         self.checks |= other.checks
-        for part in ("seconds", "machines"):
-            self.provenance[part] |= other.provenance[part]
+        self.provenance["seconds"] |= other.provenance["seconds"]
+        for name, found in other.provenance["machines"].items():
+            self.provenance["machines"].setdefault(name, {}).update(found)
         sources = {
             *self.provenance["package_source"],
             *other.provenance["package_source"],

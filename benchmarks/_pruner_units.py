@@ -338,7 +338,7 @@ def run_units(
     while waiting and time.monotonic() < until:
         pool = process_pool(jobs)
         try:
-            failed += _drain(pool, waiting, folder, jobs, until, after)
+            _drain(pool, waiting, folder, jobs, until, after, failed)
         except concurrent.futures.BrokenExecutor:
             breaks += 1
             if breaks > _MOST_BREAKS:
@@ -361,14 +361,14 @@ def _drain(
     jobs: int,
     until: float,
     after: Callable[[Unit, float], None],
-) -> list[str]:
+    failed: list[str],
+) -> None:
     running: dict[Future[float], Unit] = {}
-    failed: list[str] = []
     try:
         while running or (waiting and time.monotonic() < until):
             while waiting and len(running) < jobs and time.monotonic() < until:
-                unit = waiting.pop(0)
-                running[pool.submit(work, folder, unit)] = unit
+                future = pool.submit(work, folder, waiting[0])
+                running[future] = waiting.pop(0)
             settled, _ = concurrent.futures.wait(
                 running, return_when=concurrent.futures.FIRST_COMPLETED
             )
@@ -384,7 +384,6 @@ def _drain(
     except concurrent.futures.BrokenExecutor:
         waiting[:0] = running.values()
         raise
-    return failed
 
 
 def say(text: str) -> None:

@@ -469,7 +469,11 @@ def main(arguments: list[str] | None = None) -> None:
     prepare(cpu_time=given.cpu_time)
     command = ["python benchmarks/hvp_cost.py", "--quick" * given.quick]
     if given.device:
-        command.append(f"--device {given.device}")
+        command.append(f"--device {given.device} --rounds {given.rounds}")
+        if given.models:
+            command.append(f"--models {' '.join(given.models)} --")
+        if given.peak_tflops is not None:
+            command.append(f"--peak-tflops {given.peak_tflops}")
         device = torch.device(given.device)
         tables = device_tables(
             device,

@@ -97,7 +97,10 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, default=_WORK, help="folder of tickets")
     parser.add_argument("--quick", action="store_true", help="digits, seconds")
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    if given.merge is not None and not (given.merge / "units.csv").exists():
+        parser.error(f"--merge {given.merge}: there is no units.csv")
+    return given
 
 
 def main(arguments: list[str] | None = None) -> None:

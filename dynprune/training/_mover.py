@@ -69,7 +69,7 @@ class Mover:
             self._gradient = Captured(
                 self._backward,
                 parameters=self.parameters,
-                buffers=list(self.net.buffers()),
+                buffers=lambda: list(self.net.buffers()),
                 device=self.device,
             )
         self._pruned = [

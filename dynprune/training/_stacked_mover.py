@@ -36,7 +36,8 @@ class StackedMover:
 
     Raises:
         InvalidInputError: If the factories do not return what they should, or an
-            optimiser that mixes the entries of its tensors.
+            optimiser that mixes the entries of its tensors, or capture is asked of a
+            CPU.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class StackedMover:
             self._gradient = Captured(
                 self._backward,
                 parameters=self.parameters,
-                buffers=[*self._buffers.values(), *self.net.buffers()],
+                buffers=lambda: [*self._buffers.values(), *self.net.buffers()],
                 device=first.device,
             )
 

@@ -97,9 +97,13 @@ def train(
             the last batch of an epoch may be smaller. A loader brings its own.
         capture: On a GPU, record loss and gradient of a batch as a CUDA graph and
             replay it: the same kernels without the time to launch them one by one,
-            which is most of a small network's step. Dropout draws other numbers than
-            without. The loss may not wait for the GPU (``.item()``, a branch on a
-            value); the scheduler and the optimiser's step may.
+            which is most of a small network's step. The first shape of batches that
+            comes twice is recorded, others are computed as ever. What Python computes
+            in the loss (counters, random numbers, hooks) happens at the recording and
+            stays as it was then; the loss may not wait for the GPU (``.item()``, a
+            branch on a value); parameters and buffers are to be written in place, and
+            an optimiser that keeps ``p.grad`` has to copy it. Dropout draws other
+            numbers than without.
         record: Steps between snapshots, from ``start_step``; the last state is
             recorded in any case. None for no trajectory.
         checkpoint: A safetensors file to continue from, if it exists, and to keep.
@@ -129,7 +133,8 @@ def train(
     Cost:
         ``(stop_step - start_step) * batch_size / N`` gradients, N the examples of the
         system's own data whatever ``data`` is; the state, its gradient and the
-        optimiser's state, plus P numbers for each snapshot.
+        optimiser's state, plus P numbers for each snapshot and, captured, a batch's
+        activations.
 
     Example:
         >>> x, y = torch.eye(2), torch.tensor([[1.0], [0.0]])

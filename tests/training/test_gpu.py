@@ -34,7 +34,7 @@ def images(loss=CROSS, *, count=42):
                 part.copy_(0.2 * torch.randn(part.shape, generator=draw))
     x = torch.randn(count, 1, 6, 6, generator=draw, dtype=torch.float64)
     y = torch.arange(count) % 3
-    return GradientSystem(net.cuda(), loss, (x.cuda(), y.cuda()), l2=1e-3)
+    return GradientSystem(net.cuda(), CROSS, (x.cuda(), y.cuda()), l2=1e-3)
 
 
 def recipe(*, capture, optimizer="sgd", steps=20):
@@ -106,7 +106,27 @@ def test_a_loss_that_waits_for_the_gpu_is_refused():
         loss = CROSS(out, y)
         return loss * (2.0 if loss.item() > 1e9 else 1.0)
 
-    system = images(waits)
-    with pytest.raises(InvalidInputError, match="cannot be recorded"):
+    system, stream = images(waits), torch.cuda.current_stream()
+    with pytest.raises(InvalidInputError, match=r"cannot be recorded.*capturing"):
         recipe(capture=True)(system)
+    assert torch.cuda.current_stream() == stream
     recipe(capture=False)(system)  # the GPU goes on
+
+
+def test_dropout_draws_anew_in_every_replay():
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 3)).double()
+    x = torch.ones(40, 1, 6, 6, dtype=torch.float64)
+    y = torch.zeros(40, dtype=torch.int64)
+    system = GradientSystem(net.cuda(), CROSS, (x.cuda(), y.cuda()))
+
+    def still(parameters):
+        return torch.optim.SGD(parameters, lr=0.0)
+
+    runs = [
+        Recipe(still, steps=12, batch_size=10, capture=True)(system, seed=seed)
+        for seed in (1, 1, 2)
+    ]
+    losses = [run.history[1] for run in runs]
+    assert len(set(losses[0].tolist())) == 12  # the same batch, another mask
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], losses[2])
