@@ -1,7 +1,6 @@
 """Call a module with other tensors in place of its own."""
 
 from collections.abc import Mapping
-from itertools import chain
 from typing import Any, final
 from weakref import WeakKeyDictionary, ref
 
@@ -31,7 +30,7 @@ def functional_call(
         What it returns.
 
     Cost:
-        That of the call, and some 0.1 microseconds per tensor.
+        That of the call, and some 0.2 microseconds per tensor.
 
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
@@ -53,41 +52,36 @@ def functional_call(
 class _Ties:
     """Know which places of a module hold one tensor, and whether they still do.
 
-    Strong references are to stores of tensors and empty ones, which do not keep the
-    module alive.
+    References to its parts are weak ones, so that it does not keep the module alive.
 
     Args:
         module: The module.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        parts = list(module.modules())
-        stores = [s for part in parts for s in (part._parameters, part._buffers)]
-        self._parts = [ref(part) for part in parts]
-        self._parents = [i for i, part in enumerate(parts) if part._modules]
-        self._held: list[dict[str, Any]] = [store for store in stores if store]
-        self._empty: list[dict[str, Any]] = [store for store in stores if not store]
-        self._empty += [part._modules for part in parts if not part._modules]
+        self._parts = [ref(part) for part in module.modules()]
         self._ids = self._now()
         self.places = _places(module)
 
     def hold(self) -> bool:
-        """Return whether every store holds what it held.
+        """Return whether every part holds what it held.
 
         An address may be in use again for another tensor: which ones are tied is then
         still the same. A module's may not, so that it must be alive.
         """
-        return not any(self._empty) and self._now() == self._ids
+        return self._now() == self._ids
 
     def _now(self) -> list[int]:
-        parts = [part() for part in self._parts]
-        if None in parts:
+        parts = [part for own in self._parts if (part := own()) is not None]
+        if len(parts) < len(self._parts):
             return []
-        stores = [*self._held]
-        stores += [
-            part._modules for i in self._parents if (part := parts[i]) is not None
+        return [
+            id(value)
+            for part in parts
+            for store in (part._parameters, part._buffers, part._modules)
+            if store  # most are empty: faster than to iterate over none
+            for value in store.values()
         ]
-        return list(map(id, chain.from_iterable(map(dict.values, stores))))
 
 
 def _places(module: nn.Module) -> dict[str, tuple[str, ...]]:

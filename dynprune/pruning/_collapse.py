@@ -60,7 +60,8 @@ def check_collapse(
         before: What was found of the mask before this one in the same run; of the same
             finding there is no second warning.
         advice: What to try, by arguments that the caller has; no full stop.
-        when: Of masks that are still searched for: when these were seen.
+        when: Of masks that are still searched for: when these were seen. They give
+            errors, no warnings.
 
     Returns:
         What was found, for the provenance: ``dependence``, ``empty_layers`` and
@@ -105,7 +106,8 @@ def check_collapse(
                 f"{said}: the ticket cannot learn from its input. {advice} "
                 "With collapse='warn' it is returned all the same."
             )
-    warnings.warn(f"{said}. {advice}", NumericalWarning, stacklevel=_level())
+    if not when:
+        warnings.warn(f"{said}. {advice}", NumericalWarning, stacklevel=_level())
     return record
 
 
@@ -140,7 +142,6 @@ class CollapseWatch:
     ) -> None:
         self._system, self._density, self._collapse = system, density, collapse
         self._epochs, self._advice = epochs, advice
-        self._found: dict[str, Any] | None = None
         self._spent = 0.0
 
     def during(self, masks: Mapping[str, Tensor], epoch: int) -> None:
@@ -166,17 +167,16 @@ class CollapseWatch:
         return found | ({"check_gradients": self._spent} if self._spent else {})
 
     def _look(self, masks: Mapping[str, Tensor], when: str) -> dict[str, Any]:
-        self._found = check_collapse(
+        found = check_collapse(
             self._system,
             masks,
             density=self._density,
             collapse=self._collapse,
-            before=self._found,
             advice=self._advice,
             when=when,
         )
-        self._spent += self._found.get("check_gradients", 0.0)
-        return self._found
+        self._spent += found.get("check_gradients", 0.0)
+        return found
 
 
 def _said(density: Density, empty: Mapping[str, int]) -> str:

@@ -69,12 +69,15 @@ class Search:
                 schedule=train.schedule,
                 training=train.mode == "train",
                 step=0,
+                capture=train.capture,
             )
             self.settings = mover.describe() | {
                 "steps": train.steps,
                 "mode": train.mode,
                 "batch_size": order.batch_size,
             }
+            if train.capture:
+                self.settings["capture"] = True
             self._system, self._mover = system, mover
             self._run(order, train.steps, system.examples, progress=progress)
             self.end = self._state(), mover.buffers()

@@ -24,7 +24,7 @@ from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 from dynprune.training import OptimizerFactory, Schedule
 
-_AT_REST = 100  # steps after which a momentum of 0.9 has died away, to 1 in 40,000
+_AT_REST = 100  # steps after which _sgd's momentum has died away, to 1 in 40,000
 
 
 def edge_popup(
@@ -76,7 +76,9 @@ def edge_popup(
         batch_size: Examples per batch of resident data, 64 by default.
         collapse: What to do about one, of the masks at the end; see
             :func:`from_scores`. An error comes as soon as the masks can no longer
-            change: where, for an epoch and 100 steps, no score had a derivative.
+            change: where, for an epoch and 100 steps, no score had a derivative. With
+            an optimizer or schedule of your own it comes at the end, for how long its
+            momentum lasts is not known.
         seed: Of the scores, the data order and dropout.
         progress: Draw a bar.
 
@@ -119,6 +121,7 @@ def edge_popup(
         advice="Pass a higher density"
         + (", or scope='layer'" if scope == "global" else ""),
     )
+    own = optimizer is not None or schedule is not None  # a cycle moves momentum, too
     resting = 0  # since which step no score was seen to have a derivative
     with own_generators(system.data if data is None else data, seed=seed):
         training = MaskTraining(
@@ -143,7 +146,7 @@ def edge_popup(
                     "learning rate."
                 )
             steps = training.cost.steps
-            resting = (resting or steps) if training.idle else 0
+            resting = (resting or steps) if not own and training.idle else 0
             if resting and steps - resting >= _AT_REST:
                 watch.during(training.masks(), e)
     sizes = {name: part.abs() for name, part in training.scores().items()}

@@ -130,6 +130,7 @@ class MaskTraining:
         assert isinstance(found, MaskedNet)
         self.net = found
         self._losses: list[Tensor] = []
+        self._idle = torch.tensor(False)
 
     def epoch(
         self, number: int, *, before: Callable[[MaskedNet], None] | None = None
@@ -146,12 +147,13 @@ class MaskTraining:
         Raises:
             InvalidInputError: If the pass holds no batch.
         """
-        losses = []
+        losses, moved = [], []
         for batch in self.order.epoch(number):
             if before is not None:
                 before(self.net)
             asked = self._mover.evaluations
             losses.append(self._mover.step(batch))
+            moved.append(self._moved())
             self._seen += self.order.weight(batch) * (self._mover.evaluations - asked)
             self._steps += 1
         if not losses:
@@ -161,14 +163,19 @@ class MaskTraining:
             )
         found = torch.stack(losses)
         self._losses.append(found.mean())
+        self._idle = ~torch.stack(moved).any()
         finite = [torch.isfinite(part).all() for part in (found, *self.net.scores)]
         return bool(torch.stack([part.to(found.device) for part in finite]).all())
 
     @property
     def idle(self) -> bool:
-        """Whether no score had a derivative in the last batch."""
-        slopes = [part.grad for part in self.net.scores]
-        return not any(slope is not None and bool(slope.any()) for slope in slopes)
+        """Whether no score had a derivative in any batch of the last pass."""
+        return bool(self._idle)
+
+    def _moved(self) -> Tensor:
+        # left on the device: nothing waits for it within a pass
+        slopes = [part.grad for part in self.net.scores if part.grad is not None]
+        return torch.stack([slope.any() for slope in slopes]).any()
 
     @property
     def cost(self) -> Cost:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from dynprune.core import InvalidInputError
@@ -22,6 +23,9 @@ _SIZES = (
     "num_features",
     "num_parameters",
 )
+# nor does it matter where transformers read the weights
+_NO_SETTINGS = {*_SIZES, *vars(nn.Module()), "name_or_path"}
+_PLAIN = {bool, int, float, str, type(None)}
 
 
 def placed(root: nn.Module, path: str, part: nn.Module) -> nn.Module:
@@ -51,14 +55,17 @@ def pack_network(net: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         net: What ``to_sparse``, ``reduce`` or ``remove_channels`` made.
 
     Returns:
-        Parameters and buffers by name, and plain values.
+        Copies of parameters and buffers by name, and plain values.
     """
     modules = dict(net.named_modules())
-    return {name: part.detach() for name, part in _tensors(net)}, {
+    return {name: part.detach().clone() for name, part in _tensors(net)}, {
         "modules": _types(net),
         "training": [name for name, part in modules.items() if part.training],
         "learned": [name for name, p in net.named_parameters() if p.requires_grad],
         "sizes": {name: own for name, part in modules.items() if (own := _sizes(part))},
+        "settings": {
+            name: own for name, part in modules.items() if (own := _settings(part))
+        },
         "sparse": {
             name: part.layout
             for name, part in modules.items()
@@ -83,7 +90,8 @@ def unpack_network(
         model: The whole model that it was made from, with any weights; not changed.
 
     Returns:
-        The network in the mode that it had, on the devices of the model.
+        The network in the mode that it had, on the devices of the model, with copies
+        of the tensors.
 
     Raises:
         InvalidInputError: If the model is another one, or cannot be copied.
@@ -101,6 +109,7 @@ def unpack_network(
     for name, described in metadata["graphs"].items():
         made = _with_maps(made, name, described, tensors)
     _check_types(made, model, metadata["modules"])
+    _check_settings(made, model, metadata["settings"])
     _resize(made, model, tensors, metadata["sizes"])
     _fill(made, model, tensors)
     for name, weight in made.named_parameters():
@@ -124,6 +133,28 @@ def _sizes(module: nn.Module) -> dict[str, int]:
     return {slot: own[slot] for slot in _SIZES if type(own.get(slot)) is int}
 
 
+def _settings(module: nn.Module) -> dict[str, Any]:
+    # plain attributes that no removal changes; a graph has them in its code
+    if isinstance(module, fx.GraphModule):
+        return {}
+    return {
+        slot: _plain(value)
+        for slot, value in vars(module).items()
+        if slot not in _NO_SETTINGS and _is_plain(value)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return type(value) in _PLAIN
+
+
+def _plain(value: Any) -> Any:
+    # as JSON gives it back
+    return list(map(_plain, value)) if isinstance(value, tuple) else value
+
+
 def _other(model: nn.Module, found: list[str]) -> InvalidInputError:
     return InvalidInputError(
         f"The network in the file was made from another model than this "
@@ -139,6 +170,26 @@ def _check_types(net: nn.Module, model: nn.Module, saved: Mapping[str, str]) -> 
         f"{saved.get(name, 'missing')}"
         for name in {**saved, **own}
         if own.get(name) != saved.get(name)
+    ]
+    if wrong:
+        raise _other(model, wrong)
+
+
+def _check_settings(
+    net: nn.Module, model: nn.Module, saved: Mapping[str, Mapping[str, Any]]
+) -> None:
+    modules = dict(net.named_modules())
+    found = [
+        (name, slot, own[slot], value)
+        for name, settings in saved.items()
+        for own in [_settings(modules[name])]
+        for slot, value in settings.items()
+        if slot in own  # a call may leave attributes behind
+    ]
+    wrong = [
+        f"{name or 'the model itself'} has {slot}={own!r} instead of {value!r}"
+        for name, slot, own, value in found
+        if own != value and repr(own) != repr(value)  # NaN is not itself
     ]
     if wrong:
         raise _other(model, wrong)
@@ -171,14 +222,15 @@ def _fill(net: nn.Module, model: nn.Module, tensors: Mapping[str, Tensor]) -> No
     if lines:
         raise _other(model, lines)
     for name, part in own.items():
-        part.data = tensors[name].to(part.device)  # tied ones stay tied
+        part.data = tensors[name].to(part.device, copy=True)  # tied ones stay tied
 
 
 def _as_saved(part: Tensor, saved: Tensor | None) -> Tensor:
     # what may have become the saved tensor counts as it
     if saved is None or part.device.type == "meta" or part.ndim != saved.ndim:
         return part
-    smaller = all(a >= b for a, b in zip(part.shape, saved.shape, strict=True))
+    pairs = zip(part.shape[:2], saved.shape[:2], strict=True)  # outputs and inputs
+    smaller = all(a >= b for a, b in pairs) and part.shape[2:] == saved.shape[2:]
     return saved if smaller else part
 
 
@@ -206,7 +258,7 @@ def _describe(graph: fx.GraphModule) -> dict[str, Any]:
         if isinstance(part, ChannelMap):
             (source,), (reader,) = node.all_input_nodes, node.users
             maps.append([node.target, source.name, reader.name, part.size, part.dim])
-    return {"maps": maps, "code": _digest(graph)}
+    return {"maps": maps, "code": _digest(graph), "torch": str(torch.__version__)}
 
 
 def _digest(graph: fx.GraphModule) -> str:
@@ -240,5 +292,6 @@ def _with_maps(
     except Exception as error:  # whatever a user's forward raises
         raise _other(net, [f"{name or 'it'} cannot be traced ({error})"]) from error
     if _digest(graph) != described["code"]:
-        raise _other(net, [f"{name or 'it'} has another graph"])
+        versions = f"torch {torch.__version__} (file: {described['torch']})"
+        raise _other(net, [f"{name or 'it'} has another graph under {versions}"])
     return placed(net, name, graph.eval())

@@ -91,6 +91,10 @@ def tie_by_a_new_module(net):
     net[1].inner = net[2]
 
 
+def tie_in_a_store_of_its_own(net):
+    net[2]._parameters = {**net[2]._parameters, "weight": net[0].weight}
+
+
 def tie_a_buffer(net):
     net[0].register_buffer("mean", torch.ones(3).double())
     net[2].register_buffer("mean", net[0].mean)
@@ -104,6 +108,7 @@ CHANGES = {
         tie_in_a_module_of_the_same_address,
         tie_where_nothing_was,
         tie_by_a_new_module,
+        tie_in_a_store_of_its_own,
         tie_a_buffer,
     )
 }
@@ -206,3 +211,37 @@ def test_a_module_that_was_called_can_go():
     del net
     gc.collect()
     assert gone() is None
+
+
+def test_a_module_whose_tensors_have_hooks_on_it_can_go():
+    net = chain()
+    net[0].weight.register_hook(lambda slope, net=net: slope)
+    values = {name: part.detach() for name, part in net.named_parameters()}
+    functional_call(net, values, (torch.ones(2, 3, dtype=torch.float64),))
+    gone = weakref.ref(net)
+    del net
+    gc.collect()
+    assert gone() is None
+
+
+# torch.jit is deprecated and says so
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    "compiled",
+    [torch.jit.script, lambda part: torch.jit.trace(part, torch.ones(2, 3))],
+    ids=["script", "trace"],
+)
+def test_a_compiled_part_is_called_with_other_tensors(compiled, monkeypatch):
+    from dynprune.core import functional
+
+    inner = compiled(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval())
+    net = nn.Sequential(nn.Linear(3, 3), inner).double().eval()
+    x = torch.ones(2, 3, dtype=torch.float64)
+    values = {name: part.detach() + 1.0 for name, part in net.named_parameters()}
+    found = functional_call(net, values, (x,))
+    monkeypatch.delattr(functional, "_places")  # nor are ties looked up again
+    assert torch.equal(functional_call(net, values, (x,)), found)
+    with torch.no_grad():
+        for part in net.parameters():
+            part += 1.0
+    assert torch.equal(found, net(x))

@@ -10,6 +10,7 @@ from torch import nn
 
 from dynprune.core import InvalidInputError, NumericalWarning
 from dynprune.pruning import edge_popup, gem_miner
+from dynprune.pruning._collapse import CollapseWatch
 from dynprune.pruning._dependence import Dependence, dependence
 from dynprune.pruning._mask_training import MaskTraining
 from dynprune.system import GradientSystem
@@ -144,6 +145,61 @@ def test_masks_that_pop_up_again_are_no_error(widths, activation, knobs, monkeyp
         warnings.simplefilter("error")
         found = edge_popup(system, **knobs)
     assert all(torch.equal(found.masks[n], m) for n, m in quiet.masks.items())
+
+
+def test_a_batch_without_a_derivative_is_no_epoch_without_one(monkeypatch):
+    x, y = classes(20, 4, 3)
+    dark = torch.zeros_like(x[:4]), y[:4]  # the last batch of each epoch
+    net = small_net(widths=(4, 5, 3))
+    system = GradientSystem(net, CE, [(x[:10], y[:10]), (x[10:], y[10:]), dark])
+    knobs = {"density": 1e-9, "epochs": 80}
+    seen, quiet = history(monkeypatch, system, **knobs)
+    assert Dependence.LOST in seen
+    assert seen[-1] is Dependence.KEPT
+    found = edge_popup(system, **knobs)
+    assert all(torch.equal(found.masks[n], m) for n, m in quiet.masks.items())
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"optimizer": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.995)},
+        {"schedule": lambda made: torch.optim.lr_scheduler.LambdaLR(made, lambda _: 1)},
+    ],
+    ids=["optimizer", "schedule"],
+)
+def test_how_long_momentum_lasts_is_known_of_the_default_only(own, passes):
+    with pytest.raises(InvalidInputError, match=LOST) as caught:
+        popped(**own)
+    assert len(passes) == 60
+    assert "after epoch" not in str(caught.value)
+
+
+class Skip(nn.Module):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.inner = nn.Linear(4, 4).double()
+        self.head = nn.Linear(4, 3).double()
+
+    def forward(self, x):
+        return self.head(x + self.inner(x))
+
+
+def test_an_empty_layer_is_told_at_the_end_only():
+    system = GradientSystem(Skip(), CE, classes(9, 4, 3))
+    masks = {
+        "inner.weight": torch.zeros(4, 4).bool(),
+        "head.weight": torch.ones(3, 4).bool(),
+    }
+    watch = CollapseWatch(
+        system, density=0.4, collapse="error", epochs=9, advice="Pass a higher density"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        watch.during(masks, 1)
+    with pytest.warns(NumericalWarning, match=r"keeps no weight of 'inner\.weight'"):
+        found = watch.end(masks)
+    assert found["check_gradients"] == pytest.approx(2 * 8 / 9)
 
 
 @pytest.mark.parametrize("density", [0.4, 0.6], ids=str)

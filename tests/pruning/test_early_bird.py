@@ -16,7 +16,7 @@ from dynprune.core import (
 )
 from dynprune.pruning import EarlyBird, early_bird, from_scores
 from dynprune.system import GradientSystem
-from dynprune.training import Recipe
+from dynprune.training import Recipe, _mover
 
 CE = nn.functional.cross_entropy
 
@@ -425,6 +425,27 @@ def test_refusals(knobs, message):
     _, system = problem()
     with pytest.raises(InvalidInputError, match=message):
         early_bird(system, **({"train": recipe()} | knobs))
+
+
+def test_a_recipe_that_is_captured_is_captured_here_too(monkeypatch):
+    _, system = problem()
+    knobs = {"density": 0.5, "tolerance": 0.3}
+    plain = early_bird(system, train=recipe(lr=0.05), **knobs)
+    assert "capture" not in dict(plain.provenance.settings)
+    captured = recipe(lr=0.05, capture=True)
+    with pytest.raises(InvalidInputError, match="only a GPU replays steps"):
+        early_bird(system, train=captured, **knobs)
+    made = []
+
+    def captures(gradient, **_):
+        made.append(gradient)
+        return gradient
+
+    monkeypatch.setattr(_mover, "Captured", captures)  # a CPU that does not refuse
+    found = early_bird(system, train=captured, **knobs)
+    assert len(made) == 1
+    assert dict(found.provenance.settings)["capture"] is True
+    assert all(torch.equal(found.masks[n], m) for n, m in plain.masks.items())
 
 
 def test_masked_systems_are_refused():

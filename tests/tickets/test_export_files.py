@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -9,7 +10,15 @@ from torch import nn
 
 from dynprune.core import InvalidInputError, load_tensors, save_tensors
 from dynprune.tasks import resnet
-from dynprune.tickets import Export, Ticket, reduce, to_sparse
+from dynprune.tickets import (
+    Export,
+    Ticket,
+    pack_network,
+    reduce,
+    remove_channels,
+    to_sparse,
+    unpack_network,
+)
 
 
 def draws(seed: int = 0) -> torch.Generator:
@@ -200,6 +209,99 @@ def test_another_model_is_refused(how, other, message, tmp_path):
     before.save(tmp_path / "a")
     with pytest.raises(InvalidInputError, match=f"another model than .*{message}"):
         Export.load(tmp_path / "a", other())
+
+
+class Settled(nn.Module):
+    """A network whose settings are arguments, one of them its own."""
+
+    def __init__(self, kernel=3, stride=1, fill="zeros", eps=1e-5, slope=0.1, power=1):
+        nn.Module.__init__(self)
+        self.conv = nn.Conv2d(1, 5, kernel, stride, padding=1, padding_mode=fill)
+        self.norm, self.act = nn.BatchNorm2d(5, eps=eps), nn.LeakyReLU(slope)
+        self.pool, self.last = nn.AdaptiveAvgPool2d(2), nn.Linear(20, 3)
+        self.power, self.nothing = power, float("nan")
+
+    def forward(self, x):
+        h = self.pool(self.act(self.norm(self.conv(x))))
+        return self.last(h.flatten(1) ** self.power)
+
+
+@EACH
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"kernel": 5}, "conv has kernel_size=[5, 5] instead of [3, 3]"),
+        ({"stride": 2}, "conv has stride=[2, 2] instead of [1, 1]"),
+        ({"fill": "circular"}, "conv has padding_mode='circular' instead of 'zeros'"),
+        ({"eps": 0.5}, "norm has eps=0.5 instead of 1e-05"),
+        ({"slope": 0.9}, "act has negative_slope=0.9 instead of 0.1"),
+        ({"power": 2}, "the model itself has power=2 instead of 1"),
+    ],
+    ids=lambda part: next(iter(part)) if isinstance(part, dict) else "",
+)
+def test_a_model_of_other_settings_is_refused(other, message, how, tmp_path):
+    net = filled(Settled())
+    x = torch.randn((2, 1, 8, 8), generator=draws(2), dtype=torch.float64)
+    before = how(pruned(net), net, x)
+    before.save(tmp_path / "a")
+    assert alike(Export.load(tmp_path / "a", Settled()).module, before.module, x)
+    with pytest.raises(InvalidInputError, match=re.escape(message)):
+        Export.load(tmp_path / "a", Settled(**other))
+
+
+class Scaled(nn.Module):
+    """A parameter that no layer has, and a setting that a call leaves behind."""
+
+    def __init__(self, width):
+        nn.Module.__init__(self)
+        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 2)
+        self.scale = nn.Parameter(torch.ones(1, 1, width))
+
+    def forward(self, x):
+        self.shape = x.shape
+        return self.last(self.first(x)) * self.scale.mean()
+
+
+def test_a_size_that_no_removal_changes_is_that_of_the_model(tmp_path):
+    net = filled(Scaled(3))
+    net(torch.ones(2, 4).double())
+    to_sparse(pruned(net), net, layout="coo").save(tmp_path / "a")
+    assert Export.load(tmp_path / "a", Scaled(3)).module.scale.shape == (1, 1, 3)
+    message = re.escape("scale (1, 1, 5) instead of (1, 1, 3)")
+    with pytest.raises(InvalidInputError, match=message):
+        Export.load(tmp_path / "a", Scaled(5))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_and_its_tensors_share_no_memory(name):
+    before, model, _ = exported(name, HOW["reduce"])
+    wanted = copy.deepcopy(before.module.state_dict())
+    packed = pack_network(before.module)
+    after = unpack_network(*packed, model)
+    with torch.no_grad():
+        for part in (*before.module.parameters(), *before.module.buffers()):
+            part.zero_()
+    again = unpack_network(*packed, model)
+    with torch.no_grad():
+        for part in (*after.parameters(), *after.buffers()):
+            part.fill_(7)
+    found = again.state_dict()
+    assert all(torch.equal(found[key], part) for key, part in wanted.items())
+
+
+def test_another_graph_is_refused_with_the_versions_that_wrote_it():
+    net = filled(residual())
+    norm = net.get_submodule("stage2_block1.norm2")
+    keep = torch.arange(norm.num_features) > 0
+    norm.weight.data.mul_(keep)
+    norm.bias.data.mul_(keep)
+    x = torch.ones((2, 1, 8, 8), dtype=torch.float64)
+    small = remove_channels(net, {"stage2_block1.norm2": keep}, example=x).network
+    tensors, metadata = pack_network(small)
+    metadata["graphs"][""] |= {"code": "", "torch": "1.0"}
+    message = re.escape(f"another graph under torch {torch.__version__} (file: 1.0)")
+    with pytest.raises(InvalidInputError, match=message):
+        unpack_network(tensors, metadata, residual())
 
 
 @EACH
