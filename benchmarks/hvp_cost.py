@@ -470,10 +470,10 @@ def main(arguments: list[str] | None = None) -> None:
     command = ["python benchmarks/hvp_cost.py", "--quick" * given.quick]
     if given.device:
         command.append(f"--device {given.device} --rounds {given.rounds}")
-        if given.models:
-            command.append(f"--models {' '.join(given.models)} --")
         if given.peak_tflops is not None:
             command.append(f"--peak-tflops {given.peak_tflops}")
+        if given.models:
+            command.append(f"--models {' '.join(given.models)} --")
         device = torch.device(given.device)
         tables = device_tables(
             device,

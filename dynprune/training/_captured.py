@@ -172,8 +172,8 @@ def _tensors(batch: Any, leaves: list[Any]) -> list[Tensor]:
 def _moved(when: str) -> InvalidInputError:
     return InvalidInputError(
         "capture=True was asked, but a parameter or buffer went to other memory "
-        f"{when} (self.mean = ..., p.data = ...), where a CUDA graph does not look. Write in "
-        "place (copy_, lerp_, add_), or leave capture out."
+        f"{when} (self.mean = ..., p.data = ...), where a CUDA graph does not look. "
+        "Write in place (copy_, lerp_, add_), or leave capture out."
     )
 
 
