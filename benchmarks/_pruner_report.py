@@ -62,7 +62,7 @@ def write_report(
         accuracy_density(drawn, titles, results.folder / "accuracy-density.svg")
     parts = [_opening(results, missing, command)]
     if len(drawn):
-        parts.append(_answer(short, frame, pairs))
+        parts.append(_answer(settings, frame, pairs))
         parts.append("![test error against density](accuracy-density.svg)")
     parts.append(_methods(short))
     for setting in settings:
@@ -139,11 +139,14 @@ def _answer(settings: list[Setting], frame: pd.DataFrame, pairs: pd.DataFrame) -
         own = frame[(frame.task == setting.task) & (frame.recipe == setting.recipe)]
         density = _ordered(setting)
         said, _ = ordering(own, density)
+        long = f", {setting.steps:,} steps" if setting.recipe == "full" else ""
         parts.append(
-            f"**{setting.title}: accuracy.** Is it IMP > magnitude after training > at "
-            f"initialisation > random, at {100 * density:g} %? {said} Best by "
-            f"validation accuracy: {best_of(own, density)}."
+            f"**{setting.title}{long}: accuracy.** Is it IMP > magnitude after "
+            f"training > at initialisation > random, at {100 * density:g} %? {said} "
+            f"Best by validation accuracy: {best_of(own, density)}."
         )
+        if long:
+            continue
         least = min(setting.alike)
         alike = pairs[(pairs.task == setting.task) & (pairs.density == least)]
         words = likeness(alike, own, least)
@@ -387,9 +390,22 @@ def _full(setting: Setting, frame: pd.DataFrame, *, made: str) -> list[str]:
         f"## {setting.title}: {setting.steps:,} steps, the whole recipe",
         made,
         table(_accuracies(frame, setting)),
+        "What each method keeps of each layer, per cent, mean over seeds:",
+        table(_kept_of_layers(frame)),
         prose(said),
         *([table(rows)] if rows else []),
     ]
+
+
+def _kept_of_layers(frame: pd.DataFrame) -> list[dict[str, str]]:
+    rows = []
+    for name in METHODS:
+        own = frame[frame.method == name].layer_densities.dropna()
+        if len(own):
+            mean = pd.DataFrame([_layers(text) for text in own]).mean()
+            kept = {layer: f"{100 * value:.1f}" for layer, value in mean.items()}
+            rows.append({"method": f"`{name}`"} | kept)
+    return rows
 
 
 def _published() -> str:

@@ -7,6 +7,7 @@ import itertools
 import json
 import runpy
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -234,6 +235,42 @@ def test_pruners_stop_in_time_and_go_on(pruners, benchmarks, tmp_path):
             "--methods",
             "imp",
         ])
+
+
+def test_pruners_take_in_what_another_machine_found(benchmarks, pruners, tmp_path):
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    options = ("--seeds", "1", "--methods", "dense", "snip")
+    pruners(*options, target=mine, work=tmp_path / "a")
+    pruners("--seeds", "1", "--methods", "random", "erk", target=other)
+    path = other / "provenance.json"
+    path.write_text(path.read_text().replace(", cpu, ", ", another cpu, "))
+    rows = pruners(*options, "--merge", str(other), target=mine, work=tmp_path / "a")
+    assert {row["method"] for row in rows} == {"dense", "snip", "random", "erk"}
+    pairs = benchmarks("_pruner_results").read_csv(mine / "similarity.csv")
+    assert {(row["method"], row["other"]) for row in pairs} == {("random", "erk")}
+    machines = json.loads((mine / "provenance.json").read_text())["machines"]
+    assert len(machines["mnist-quick"]) == 2
+    with pytest.raises(SystemExit):
+        pruners("--merge", str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_unit_that_fails_does_not_stop_the_others(
+    benchmarks, pruners, tmp_path, capsys, monkeypatch, jobs
+):
+    def fails(bench, density):
+        raise RuntimeError("no such kernel")
+
+    methods, units = benchmarks("_pruner_methods").METHODS, benchmarks("_pruner_units")
+    broken = dataclasses.replace(methods["snip"], find=fails)
+    monkeypatch.setitem(methods, "snip", broken)
+    # threads see the method that fails, processes would not
+    monkeypatch.setattr(units, "process_pool", ThreadPoolExecutor)
+    with pytest.raises(SystemExit, match="Failed: mnist-quick-snip-s0"):
+        pruners("--seeds", "1", "--jobs", jobs, "--methods", "dense", "snip", "random")
+    rows = benchmarks("_pruner_results").read_csv(tmp_path / "found" / "units.csv")
+    assert {row["method"] for row in rows} == {"dense", "random"}
+    assert "no such kernel" in capsys.readouterr().err
 
 
 def test_pruners_on_a_residual_network_in_miniature(pruners):
