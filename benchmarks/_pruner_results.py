@@ -114,7 +114,7 @@ class Results:
         self.provenance["machines"].setdefault(name, {})[machine] = command
 
     def merge(self, other: "Results") -> None:
-        """Take in what another machine found; pairs of masks as well.
+        """Take in what another machine found; not its pairs of masks.
 
         Raises:
             SystemExit: If it was made by other settings.

@@ -52,6 +52,18 @@ def attention() -> GradientSystem:
     return GradientSystem(filled(net), CE, (x.view(24, 3, 4), y))
 
 
+class Skip(nn.Module):
+    """A layer with a connection around it, which may lose all its weights."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.inner = nn.Linear(4, 4).double()
+        self.head = nn.Linear(4, 3).double()
+
+    def forward(self, x):
+        return self.head(x + self.inner(x))
+
+
 def hugging_face(kind: str, *, layers: int = 1) -> GradientSystem:
     """A small BERT or GPT-2 on batches of two lengths."""
     transformers = pytest.importorskip("transformers")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from other_models import Skip
 from problems import classes, small_net
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -65,15 +66,6 @@ def test_lost_is_what_the_product_of_the_masks_says(seed, shares):
 
 
 def test_an_empty_layer_is_named_with_the_density():
-    class Skip(nn.Module):
-        def __init__(self):
-            nn.Module.__init__(self)
-            self.inner = nn.Linear(4, 4).double()
-            self.head = nn.Linear(4, 3).double()
-
-        def forward(self, x):
-            return self.head(x + self.inner(x))
-
     system = system_of(Skip(), 4, 3)
     masks = {
         "inner.weight": torch.zeros(4, 4, dtype=torch.bool),

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from other_models import Skip
 from problems import classes, small_net
 from torch import nn
 
@@ -173,16 +174,6 @@ def test_how_long_momentum_lasts_is_known_of_the_default_only(own, passes):
         popped(**own)
     assert len(passes) == 60
     assert "after epoch" not in str(caught.value)
-
-
-class Skip(nn.Module):
-    def __init__(self):
-        nn.Module.__init__(self)
-        self.inner = nn.Linear(4, 4).double()
-        self.head = nn.Linear(4, 3).double()
-
-    def forward(self, x):
-        return self.head(x + self.inner(x))
 
 
 def test_an_empty_layer_is_told_at_the_end_only():

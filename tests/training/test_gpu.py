@@ -34,7 +34,7 @@ def images(loss=CROSS, *, count=42):
                 part.copy_(0.2 * torch.randn(part.shape, generator=draw))
     x = torch.randn(count, 1, 6, 6, generator=draw, dtype=torch.float64)
     y = torch.arange(count) % 3
-    return GradientSystem(net.cuda(), CROSS, (x.cuda(), y.cuda()), l2=1e-3)
+    return GradientSystem(net.cuda(), loss, (x.cuda(), y.cuda()), l2=1e-3)
 
 
 def recipe(*, capture, optimizer="sgd", steps=20):
