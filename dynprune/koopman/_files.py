@@ -1,6 +1,6 @@
 """A Koopman model as tensors and plain metadata, and back."""
 
-import os
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -9,16 +9,15 @@ from torch import Tensor
 
 from dynprune.core import (
     Coordinates,
-    InvalidInputError,
     Outcome,
     Provenance,
-    load_tensors,
 )
 from dynprune.koopman._evolve import Piece
 
 if TYPE_CHECKING:
     from dynprune.koopman._results import KoopmanModel
 
+KIND = "koopman.KoopmanModel"
 _COMPLEX = ("eigenvalues", "amplitudes")
 _REAL = (
     "residual_norms",
@@ -59,7 +58,7 @@ def packed(model: "KoopmanModel") -> tuple[dict[str, Tensor], dict[str, Any]]:
         plain.append({"label": part.label, "folded": part.folded})
     metadata: dict[str, Any] = {name: getattr(model, name) for name in _PLAIN}
     metadata |= {
-        "kind": "koopman.KoopmanModel",
+        "kind": KIND,
         "names": list(model.coordinates.names),
         "shapes": [list(shape) for shape in model.coordinates.shapes],
         "outcome": model.outcome.name,
@@ -69,24 +68,18 @@ def packed(model: "KoopmanModel") -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
-def unpacked(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the fields of a saved model.
+def unpacked(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the fields of a saved model.
 
     Args:
-        path: The file.
+        tensors: What :func:`packed` returned.
+        metadata: What it returned beside them.
 
     Returns:
         The fields by name.
-
-    Raises:
-        InvalidInputError: If the file is missing, truncated or something else.
     """
-    tensors, metadata = load_tensors(path)
-    if metadata.get("kind") != "koopman.KoopmanModel":
-        raise InvalidInputError(
-            f"{path} holds {metadata.get('kind', 'something else')!r}, not a "
-            "KoopmanModel. Load it with the class that wrote it."
-        )
     values: dict[str, Any] = {name: tensors[name] for name in _REAL}
     values |= {name: torch.view_as_complex(tensors[name]) for name in _COMPLEX}
     values |= {name: metadata[name] for name in _PLAIN}
@@ -103,7 +96,7 @@ def unpacked(path: str | os.PathLike[str]) -> dict[str, Any]:
     return values
 
 
-def _piece(tensors: dict[str, Tensor], i: int, plain: dict[str, Any]) -> Piece:
+def _piece(tensors: Mapping[str, Tensor], i: int, plain: dict[str, Any]) -> Piece:
     values: dict[str, Any] = {
         field.name: tensors[f"pieces.{i}.{field.name}"]
         for field in fields(Piece)

@@ -15,6 +15,7 @@ from dynprune.core import (
     NumericalWarning,
     Outcome,
     Provenance,
+    load_result,
     save_tensors,
 )
 from dynprune.koopman import _files
@@ -375,9 +376,16 @@ class KoopmanModel:
             The model; its forecasts are those of the original, bit for bit.
 
         Raises:
-            InvalidInputError: If the file is missing, truncated or something else.
-        """  # noqa: DOC502 - raised by unpacked
-        return KoopmanModel(**_files.unpacked(path))
+            InvalidInputError: If the file is missing, truncated, something else, or
+                lacks a part.
+        """  # noqa: DOC502 - raised by load_result
+        return load_result(
+            path,
+            _files.KIND,
+            lambda tensors, plain: KoopmanModel(**_files.unpacked(tensors, plain)),
+            what="a Koopman model",
+            writer="KoopmanModel.save",
+        )
 
 
 def _number(value: complex) -> str:

@@ -11,10 +11,9 @@ from dynprune.core import (
     AssumptionError,
     Coordinates,
     Cost,
-    InvalidInputError,
     Outcome,
     Provenance,
-    load_tensors,
+    load_result,
     save_tensors,
 )
 from dynprune.manifold import _plot
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 Verdict = Literal["failed", "not refuted", "not applicable"]
+_KIND = "manifold"
 _PAIRS = ("values", "vectors", "residual_norms", "enclosures")
 _PLAIN = (
     "n_fast",
@@ -336,15 +336,16 @@ class ManifoldReport:
             The report, on the CPU.
 
         Raises:
-            InvalidInputError: If the file is missing, truncated, or of another kind.
-        """
-        tensors, plain = load_tensors(path)
-        if plain.get("kind") != "manifold":
-            raise InvalidInputError(
-                f"{path} holds {plain.get('kind', 'an unknown thing')}, not a manifold "
-                "report. Pass a file that ManifoldReport.save wrote."
-            )
-        return _from_plain(tensors, plain)
+            InvalidInputError: If the file is missing, truncated, of another kind, or
+                lacks a part.
+        """  # noqa: DOC502 - raised by load_result
+        return load_result(
+            path,
+            _KIND,
+            _from_plain,
+            what="a manifold report",
+            writer="ManifoldReport.save",
+        )
 
 
 def _value(pairs: Eigenpairs, k: int) -> float:
@@ -365,7 +366,7 @@ def _gap_line(report: ManifoldReport) -> str:
 def _plain(report: ManifoldReport) -> dict[str, Any]:
     pairs = report.pairs
     return {
-        "kind": "manifold",
+        "kind": _KIND,
         **{name: getattr(report, name) for name in _PLAIN},
         "conditions": [check.to_dict() for check in report.conditions],
         "names": list(report.coordinates.names),

@@ -1,9 +1,9 @@
 """The two controls without which an exponent of IMP says little."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from dynprune.core import (
     Provenance,
     derive_seed,
     generator,
-    load_tensors,
+    load_result,
     save_tensors,
     unknown,
 )
@@ -134,21 +134,22 @@ class Controls:
             The controls.
 
         Raises:
-            InvalidInputError: If the file is missing, truncated or of another kind.
-        """
-        tensors, metadata = load_tensors(path)
-        if metadata.get("kind") != _KIND:
-            raise InvalidInputError(
-                f"{path} holds {metadata.get('kind', 'something else')}, not the "
-                "controls of a flow. Pass a file that Controls.save wrote."
-            )
-        densities = tensors.pop("densities")
-        return Controls(
-            names=tuple(metadata["names"]),
-            densities=densities,
-            sums=tuple(sorted(tensors.items())),
-            provenance=Provenance.from_dict(metadata["provenance"]),
+            InvalidInputError: If the file is missing, truncated, of another kind, or
+                lacks a part.
+        """  # noqa: DOC502 - raised by load_result
+        return load_result(
+            path, _KIND, _unpack, what="the controls of a flow", writer="Controls.save"
         )
+
+
+def _unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Controls:
+    sums = {name: part for name, part in tensors.items() if name != "densities"}
+    return Controls(
+        names=tuple(metadata["names"]),
+        densities=tensors["densities"],
+        sums=tuple(sorted(sums.items())),
+        provenance=Provenance.from_dict(metadata["provenance"]),
+    )
 
 
 def controls(

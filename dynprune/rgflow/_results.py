@@ -1,13 +1,14 @@
 """The flow of a set of IMP runs, beside its controls."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
 
-from dynprune.core import InvalidInputError, Provenance, load_tensors, save_tensors
+from dynprune.core import InvalidInputError, Provenance, load_result, save_tensors
 from dynprune.rgflow._exponents import (
     LogSlopes,
     classify,
@@ -326,25 +327,26 @@ class RGFlow:
             The flow, its slopes computed again from the observables.
 
         Raises:
-            InvalidInputError: If the file is missing, truncated or of another kind.
-        """
-        tensors, metadata = load_tensors(path)
-        if metadata.get("kind") != _KIND:
-            raise InvalidInputError(
-                f"{path} holds {metadata.get('kind', 'something else')}, not an RG "
-                "flow. Pass a file that RGFlow.save wrote."
-            )
-        return make_flow(
-            shares=tensors["shares"],
-            densities=tensors["densities"],
-            groups=tuple(metadata["groups"]),
-            no_retraining=tensors.get("no_retraining"),
-            random=tensors.get("random"),
-            magnitude=metadata["magnitude"],
-            stage=metadata["stage"],
-            normalisation=metadata["normalisation"],
-            provenance=Provenance.from_dict(metadata["provenance"]),
+            InvalidInputError: If the file is missing, truncated, of another kind, or
+                lacks a part.
+        """  # noqa: DOC502 - raised by load_result
+        return load_result(
+            path, _KIND, _unpack, what="an RG flow", writer="RGFlow.save"
         )
+
+
+def _unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> RGFlow:
+    return make_flow(
+        shares=tensors["shares"],
+        densities=tensors["densities"],
+        groups=tuple(metadata["groups"]),
+        no_retraining=tensors.get("no_retraining"),
+        random=tensors.get("random"),
+        magnitude=metadata["magnitude"],
+        stage=metadata["stage"],
+        normalisation=metadata["normalisation"],
+        provenance=Provenance.from_dict(metadata["provenance"]),
+    )
 
 
 def make_flow(

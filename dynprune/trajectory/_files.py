@@ -1,6 +1,7 @@
 """Trajectories and states in safetensors files."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from dynprune.core import (
     Coordinates,
     InvalidInputError,
     Provenance,
+    load_result,
     load_tensors,
     save_tensors,
 )
@@ -62,14 +64,21 @@ def read(path: Path) -> dict[str, Any]:
         The arguments of :func:`write`, less the path.
 
     Raises:
-        InvalidInputError: If the file is missing, truncated or no trajectory.
-    """
-    tensors, metadata = load_tensors(path)
-    if metadata.get("kind") != _KIND:
-        raise InvalidInputError(
-            f"{path} holds a {metadata.get('kind', 'thing of unknown kind')}, not a "
-            "trajectory. Read states of checkpoints with Trajectory.from_checkpoints."
-        )
+        InvalidInputError: If the file is missing, truncated, no trajectory, or lacks a
+            part.
+    """  # noqa: DOC502 - raised by load_result
+    return load_result(
+        path,
+        _KIND,
+        _unpack,
+        what="a trajectory (Trajectory.from_checkpoints reads checkpoints)",
+        writer="Trajectory.save",
+    )
+
+
+def _unpack(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> dict[str, Any]:
     return {
         "snapshots": tensors["snapshots"].T,
         "steps": tensors["steps"],
@@ -123,7 +132,9 @@ def read_state(
     return coordinates.flatten(own.unflatten(state)), coordinates, step
 
 
-def _coordinates(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Coordinates:
+def _coordinates(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> Coordinates:
     return Coordinates(
         names=tuple(metadata["names"]),
         shapes=tuple(tuple(shape) for shape in metadata["shapes"]),

@@ -12,6 +12,7 @@ from dynprune.core import (
     NumericalWarning,
     Outcome,
     cite,
+    load_tensors,
     save_tensors,
 )
 from dynprune.koopman import (
@@ -317,10 +318,14 @@ def test_saved_models_forecast_bit_for_bit(tmp_path, partition):
 def test_files_of_another_kind_are_refused(tmp_path):
     path = tmp_path / "other.safetensors"
     save_tensors(path, {"a": torch.ones(1)}, {"kind": "Ticket"})
-    with pytest.raises(InvalidInputError, match="holds 'Ticket', not a KoopmanModel"):
+    with pytest.raises(InvalidInputError, match="holds 'Ticket', not a Koopman model"):
         KoopmanModel.load(path)
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(InvalidInputError, match="truncated"):
+        KoopmanModel.load(path)
+    fit(descent(12), rank=1).save(path)
+    save_tensors(path, {}, load_tensors(path)[1])
+    with pytest.raises(InvalidInputError, match="lacks part of a Koopman model"):
         KoopmanModel.load(path)
 
 

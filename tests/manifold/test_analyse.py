@@ -6,7 +6,13 @@ import torch
 from torch import nn
 
 from dynprune import manifold
-from dynprune.core import AssumptionError, InvalidInputError, NumericalWarning
+from dynprune.core import (
+    AssumptionError,
+    InvalidInputError,
+    NumericalWarning,
+    load_tensors,
+    save_tensors,
+)
 from dynprune.manifold import ManifoldReport
 from dynprune.system import GradientSystem
 
@@ -225,6 +231,9 @@ def test_a_report_survives_a_file_and_shows_itself(tmp_path):
     report.pairs.save(tmp_path / "p.safetensors")
     with pytest.raises(InvalidInputError, match="not a manifold"):
         ManifoldReport.load(tmp_path / "p.safetensors")
+    save_tensors(tmp_path / "q", {}, load_tensors(tmp_path / "r.safetensors")[1])
+    with pytest.raises(InvalidInputError, match="lacks part of a manifold report"):
+        ManifoldReport.load(tmp_path / "q")
 
 
 @pytest.mark.parametrize(

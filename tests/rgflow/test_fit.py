@@ -9,7 +9,7 @@ import torch
 
 import dynprune.core
 from dynprune import rgflow
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, load_tensors, save_tensors
 
 D = torch.tensor([1.0, 0.7, 0.4, 0.2], dtype=torch.float64)
 
@@ -177,6 +177,10 @@ def test_files_of_another_kind_are_refused(tmp_path):
     controls_of(imp_runs(1)).save(tmp_path / "controls")
     with pytest.raises(InvalidInputError, match="not an RG flow"):
         rgflow.RGFlow.load(tmp_path / "controls")
+    for kind, name in ((rgflow.RGFlow, "flow"), (rgflow.Controls, "controls")):
+        save_tensors(tmp_path / "part", {}, load_tensors(tmp_path / name)[1])
+        with pytest.raises(InvalidInputError, match="lacks part of (an RG|the)"):
+            kind.load(tmp_path / "part")
 
 
 def test_faces():

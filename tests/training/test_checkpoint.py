@@ -336,5 +336,5 @@ def test_a_saved_run_is_read_back(system: GradientSystem, tmp_path: Path) -> Non
     assert again.parameters.keys() == run.parameters.keys()
     train(system, OPTIMIZERS["Adam"], steps=5).save(tmp_path / "bare")
     assert Run.load(tmp_path / "bare").trajectory is None
-    with pytest.raises(InvalidInputError, match="holds a run, not a trajectory"):
+    with pytest.raises(InvalidInputError, match="holds 'run', not a trajectory"):
         Trajectory.load(tmp_path / "run")

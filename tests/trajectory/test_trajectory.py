@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dynprune.core import Coordinates, InvalidInputError, save_tensors
+from dynprune.core import Coordinates, InvalidInputError, load_tensors, save_tensors
 from dynprune.trajectory import Trajectory
 
 STATES = [[1.0, 0.0, 2.0], [0.5, 0.0, 1.0], [0.25, 0.0, 0.5], [0.125, 0.0, 0.25]]
@@ -165,15 +165,20 @@ def test_pickles_and_missing_and_foreign_files_are_refused(tmp_path: Path) -> No
     save_tensors(tmp_path / "ticket", {"mask": torch.ones(1)}, {"kind": "ticket"})
     with pytest.raises(InvalidInputError, match="holds a ticket without a state"):
         Trajectory.from_checkpoints([tmp_path / "ticket"], [0])
-    with pytest.raises(InvalidInputError, match="holds a ticket, not a trajectory"):
+    with pytest.raises(InvalidInputError, match="holds 'ticket', not a trajectory"):
         Trajectory.load(tmp_path / "ticket")
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path, path: Trajectory) -> None:
     file = tmp_path / "t.safetensors"
     path.save(file)
-    file.write_bytes(file.read_bytes()[:-4])
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-4])
     with pytest.raises(InvalidInputError, match="truncated"):
+        Trajectory.load(file)
+    file.write_bytes(whole)
+    save_tensors(file, {}, load_tensors(file)[1])
+    with pytest.raises(InvalidInputError, match="lacks part of a trajectory"):
         Trajectory.load(file)
 
 
