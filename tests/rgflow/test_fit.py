@@ -179,7 +179,7 @@ def test_files_of_another_kind_are_refused(tmp_path):
         rgflow.RGFlow.load(tmp_path / "controls")
     for kind, name in ((rgflow.RGFlow, "flow"), (rgflow.Controls, "controls")):
         save_tensors(tmp_path / "part", {}, load_tensors(tmp_path / name)[1])
-        with pytest.raises(InvalidInputError, match="lacks part of (an RG|the)"):
+        with pytest.raises(InvalidInputError, match=r"lacks part of (an RG|the)"):
             kind.load(tmp_path / "part")
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from other_models import hugging_face
 from torch import nn
 
 from dynprune.core import Cost, InvalidInputError, Provenance, cite
@@ -193,18 +194,7 @@ def test_a_chain_of_layers_has_no_blocks():
 
 
 def bert(layers: int) -> nn.Module:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(
-        vocab_size=11,
-        hidden_size=8,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        intermediate_size=12,
-        max_position_embeddings=8,
-        num_labels=3,
-    )
-    with torch.random.fork_rng():
-        return transformers.BertForSequenceClassification(config)
+    return hugging_face("bert", layers=layers).model
 
 
 @pytest.mark.parametrize(
