@@ -178,28 +178,72 @@ def _find(folder: Path, unit: Unit) -> None:
             _write(folder, unit, rows)
 
 
-def find_masks(folder: Path, setting: Setting, seeds: int) -> None:
-    """Find tickets that are cheap to find, untrained, where seeds lack them.
+def find_masks(
+    folder: Path,
+    setting: Setting,
+    seeds: int,
+    *,
+    methods: Iterable[str],
+    every: bool,
+    jobs: int,
+) -> None:
+    """Find the masks that the work folder lacks; they are those that units find.
 
-    Masks of other seeds are what one method leaves in common by chance; they are those
-    that the units will find.
+    Masks of other seeds are what one method leaves in common by chance, and a new work
+    folder has none of the tickets whose rows are known.
 
     Args:
         folder: The work folder.
         setting: The comparison.
         seeds: How many.
+        methods: Names of methods.
+        every: Also those of methods that train to find one.
+        jobs: Worker processes.
     """
-    for seed in range(seeds):
-        bench = Bench(setting, seed, folder)
-        for name, method in METHODS.items():
-            if method.make is None or method.group == LEARNT:
-                continue
-            for density in setting.alike:
-                path = ticket_path(folder, bench, name, density)
-                if not path.exists():
-                    say(f"mask of {name}, density {density}, seed {seed}")
-                    with contextlib.suppress(DynPruneError):
-                        method.make(bench, density).save(path)
+    cheap = {
+        name
+        for name, method in METHODS.items()
+        if method.make is not None and method.group != LEARNT
+    }
+    names = [name for name in methods if name != DENSE and (every or name in cheap)]
+    with process_pool(jobs) as pool:
+        found = [
+            pool.submit(_masks, folder, setting, name, seed)
+            for seed in range(seeds)
+            for name in names
+        ]
+        for future in found:
+            future.result()
+
+
+def _masks(folder: Path, setting: Setting, name: str, seed: int) -> None:
+    torch.set_num_threads(1)
+    bench = Bench(setting, seed, folder)
+    paths = {
+        density: ticket_path(folder, bench, name, density) for density in setting.alike
+    }
+    missing = {density: path for density, path in paths.items() if not path.exists()}
+    if not missing:
+        return
+    say(f"masks of {name}, seed {seed}")
+    if METHODS[name] is IMP:
+        imp_run(
+            bench,
+            lambda density, found: (
+                density in missing and found.ticket.save(missing[density])
+            ),
+        )
+        return
+    for density, path in missing.items():
+        with contextlib.suppress(DynPruneError):
+            _ticket(bench, name, density).save(path)
+
+
+def _ticket(bench: Bench, name: str, density: float) -> dp.Ticket:
+    method = METHODS[name]
+    if method.make is not None:
+        return method.make(bench, density)
+    return method.find(bench, density).ticket
 
 
 def ticket_path(folder: Path, bench: Bench, method: str, density: float) -> Path:
@@ -247,13 +291,12 @@ def _blank(unit: Unit, density: float, why: str) -> dict[str, Any]:
 
 
 def _check(folder: Path, unit: Unit) -> None:
-    density, method = unit.setting.checked, METHODS[unit.method]
+    density = unit.setting.checked
     tickets, benches = [], [Bench(unit.setting, seed, folder) for seed in unit.seeds]
     for bench in benches:
         path = ticket_path(folder, bench, unit.method, density)
         if not path.exists():  # the work folder is new: the same ticket again
-            made = method.make or (lambda b, d: method.find(b, d).ticket)
-            made(bench, density).save(path)
+            _ticket(bench, unit.method, density).save(path)
         tickets.append(dp.Ticket.load(path))
     rewound = unit.method in {"imp", "magnitude-trained"}
     found = dp.pruning.sanity_check(

@@ -11,8 +11,9 @@ found lies in the work folder, so that a run may be killed and called again; row
 the results folder already holds count as done. ``--minutes`` is the time after which no
 unit starts (0 writes the report of what is there), and partial tables say what is
 missing. ``--full mnist`` adds the recipe of the source, 50,000 steps, at 3 %;
-``--sanity`` the sanity checks; ``--masks`` finds the cheap masks of seeds that are not
-trained yet, to compare seeds. ``--tasks cifar10 --device cuda`` compares on ResNet-20.
+``--sanity`` the sanity checks; ``--masks all`` finds the masks again whose tickets are
+gone with an older work folder (``cheap``: of methods that do not train for them).
+``--tasks cifar10 --device cuda`` compares on ResNet-20.
 """
 
 import argparse
@@ -85,7 +86,9 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
         help="tasks to train for 50,000 steps at 3 %% as well",
     )
     parser.add_argument(
-        "--masks", action="store_true", help="and masks of all seeds, untrained"
+        "--masks",
+        choices=("cheap", "all"),
+        help="and masks that the work folder lacks, untrained where that is enough",
     )
     parser.add_argument(
         "--jobs", type=int, default=1, help="worker processes; they share a GPU"
@@ -134,7 +137,14 @@ def main(arguments: list[str] | None = None) -> None:
     failed = run_units(missing, given.work, jobs=given.jobs, until=until, after=after)
     if given.masks:
         for setting in settings_of(given):
-            find_masks(given.work, setting, given.seeds)
+            find_masks(
+                given.work,
+                setting,
+                given.seeds,
+                methods=given.methods,
+                every=given.masks == "all",
+                jobs=given.jobs,
+            )
     say("similarity and tables")
     write_report(results, units, work=given.work, command=command)
     if failed:

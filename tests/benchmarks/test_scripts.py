@@ -254,6 +254,23 @@ def test_pruners_take_in_what_another_machine_found(benchmarks, pruners, tmp_pat
         pruners("--merge", str(tmp_path / "nothing"))
 
 
+def test_pruners_find_the_masks_again_that_a_work_folder_lost(
+    benchmarks, pruners, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(benchmarks("_pruner_units"), "process_pool", ThreadPoolExecutor)
+    options = ("--seeds", "1", "--methods", "imp", "snip", "rigl", "erk")
+    pruners(*options)
+    path = tmp_path / "found" / "similarity.csv"
+    before = path.read_bytes()
+    path.unlink()
+    new = {"work": tmp_path / "other"}
+    rows = pruners(*options, "--masks", "cheap", **new)
+    pairs = benchmarks("_pruner_results").read_csv(path)
+    assert [(row["method"], row["other"]) for row in pairs] == [("snip", "erk")]
+    assert pruners(*options, "--masks", "all", **new) == rows
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_unit_that_fails_does_not_stop_the_others(
     benchmarks, pruners, tmp_path, capsys, monkeypatch, jobs
