@@ -1,7 +1,7 @@
 """What masks have in common: pairs of methods, and one method on two seeds."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,12 @@ Key = tuple[Any, ...]
 
 
 def similarities(
-    settings: Iterable[Setting], seeds: int, *, work: Path, folder: Path
+    settings: Iterable[Setting],
+    seeds: int,
+    *,
+    work: Path,
+    folder: Path,
+    blank: Collection[Key],
 ) -> list[Row]:
     """Return every pair that is known or can be measured, and write them.
 
@@ -45,6 +50,7 @@ def similarities(
         seeds: Of each.
         work: Where the tickets lie.
         folder: Where ``similarity.csv`` lies; its pairs stay where tickets are gone.
+        blank: Task, density, seed and method where a method finds nothing.
 
     Returns:
         One row per pair.
@@ -53,7 +59,7 @@ def similarities(
     known = {tuple(row[key] for key in _KEYS): row for row in read_csv(path)}
     for setting in settings:
         for density in setting.alike:
-            known |= _measured(setting, density, seeds, work, known)
+            known |= _measured(setting, density, seeds, work, known, blank)
     rows = [known[key] for key in sorted(known)]
     if rows:
         write_csv(path, COLUMNS, rows)
@@ -78,6 +84,7 @@ def _measured(
     seeds: int,
     work: Path,
     known: Mapping[Key, Row],
+    blank: Collection[Key],
 ) -> dict[Key, Row]:
     head, found, everything = (setting.task, density), {}, {}
     for seed in range(seeds):
@@ -88,11 +95,12 @@ def _measured(
             if name != DENSE
         }
         everything[seed] = {name: path for name, path in paths.items() if path.exists()}
-    most = max(len(paths) for paths in everything.values())
+    names = set().union(*everything.values())
     for seed, paths in everything.items():
-        pairs = itertools.combinations(paths, 2)
         # means over seeds are of the same methods: a seed that lacks some has to wait
-        if len(paths) < max(2, most) or all(
+        lacking = names - paths.keys()
+        pairs = itertools.combinations(paths, 2)
+        if any((*head, seed, name) not in blank for name in lacking) or all(
             (*head, seed, seed, a, b) in known for a, b in pairs
         ):
             continue
