@@ -88,8 +88,8 @@ def from_scores(
 
     Cost:
         No gradients, no forward passes, no HVPs beyond ``cost``: one selection over N
-        scores. The test for a collapse takes a gradient of at most 8 examples, four
-        where the first is zero.
+        scores. The test for a collapse takes a gradient of at most 8 examples, up to
+        five where the first is zero.
 
     Source:
         Rules: the authors' published code for each paper, as described in words; none

@@ -366,7 +366,7 @@ class GradientSystem:
             One forward pass over the data; over several ranks two small collectives.
         """
         theta = self._shared(state)
-        named, buffers = self.unflatten(theta), self.raw_buffers
+        named, buffers = self.unflatten(theta), self.buffers
 
         def part() -> Tensor:
             total = torch.zeros((), dtype=self.dtype, device=self.device)
@@ -394,10 +394,21 @@ class GradientSystem:
             One gradient; over several ranks one all-reduce of P numbers, and a small
             exchange to see that they are at the same state.
         """
-        return self._gradient(self._shared(state), seed=seed)
+        return self.gradient_with(self.buffers, self._shared(state), seed=seed)
 
-    def _gradient(self, theta: Tensor, *, seed: int = 0) -> Tensor:
-        buffers = self.raw_buffers
+    def gradient_with(
+        self, buffers: Mapping[str, Tensor], theta: Tensor, *, seed: int = 0
+    ) -> Tensor:
+        """Return ∇L with given buffers, which a forward pass may change.
+
+        Args:
+            buffers: All buffers by name.
+            theta: Coordinates, shape ``(P,)``, the same on every rank.
+            seed: As for :meth:`gradient`.
+
+        Returns:
+            Loss per parameter, shape ``(P,)``.
+        """
 
         def part() -> Tensor:
             total = self.own_l2 * theta
@@ -464,7 +475,8 @@ class GradientSystem:
         start = self._at(state)
 
         def slope(time: float, theta: Any) -> Any:
-            field = -self._gradient(torch.as_tensor(theta).to(start))
+            point = torch.as_tensor(theta).to(start)
+            field = -self.gradient_with(self.buffers, point)
             if time == grid[0] and not bool(torch.isfinite(field).all()):
                 raise InvalidInputError(
                     "A flow was asked from a state where the gradient is not finite. "
