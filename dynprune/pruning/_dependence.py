@@ -77,7 +77,7 @@ def dependence(
     """
     if system.ranks.group is not None:
         return Dependence.UNTESTABLE, 0.0
-    batch = next(system.batches(), None)
+    batch = next(system.batches())
     if system.batch_loss is None:
         batch = tuple(part[:_EXAMPLES] for part in batch)
     share = system.weight(batch) / system.examples
