@@ -20,8 +20,9 @@ def check_prunable(names: Collection[str]) -> None:
     """
     if not names:
         raise InvalidInputError(
-            "The system has no prunable weight (no trainable Linear or Conv layer "
-            "among its parameters). Pass a model that has one, or select others."
+            "The system has no prunable weight (no weight of a Linear or Conv layer "
+            "among its trainable parameters; one that a parametrisation computes is "
+            "none). Pass a model that has one, or select others."
         )
 
 
