@@ -69,7 +69,7 @@ def _check_shapes(model: nn.Module) -> None:
     lazy = [name for name, part in every if is_lazy(part)]
     if lazy:
         raise InvalidInputError(
-            f"{', '.join(lazy)} have no shape yet (a lazy layer that has not run). "
+            f"Without a shape yet: {', '.join(lazy)} (of lazy layers that have not run). "
             "Make one forward pass of the model first: model(x)."
         )
 
@@ -94,16 +94,16 @@ def _check_copies(model: nn.Module) -> None:
         ]
     if computed:
         raise InvalidInputError(
-            f"{', '.join(computed)} are computed by hooks at each pass, and no such "
-            "model can be copied. Of one pruned by torch.nn.utils.prune, keep "
+            f"Hooks compute {', '.join(computed)} at each pass, and no model that has "
+            "them can be copied. Of one pruned by torch.nn.utils.prune, keep "
             "Ticket.from_torch_prune(model).masks for mask=, and call prune.remove on "
             "its modules; for weight_norm and spectral_norm, use those of "
             "torch.nn.utils.parametrizations."
         )
     if held:
         raise InvalidInputError(
-            f"{', '.join(held)} are tensors with a history, and no model that holds "
-            "such can be copied. Keep them by detach(), or take them off."
+            f"The model holds tensors with a history ({', '.join(held)}), and cannot "
+            "be copied. Keep them by detach(), or take them off."
         )
 
 

@@ -233,11 +233,11 @@ class GradientSystem:
         if left and not self._told:
             self._told.append(True)
             warnings.warn(
-                f"{', '.join(left)} are computed of other parameters (weight_norm, "
-                "spectral_norm, orthogonal or other parametrisations) and are left out "
-                "of the prunable weights. To prune them, make the system of a model "
-                "without: torch.nn.utils.parametrize.remove_parametrizations(layer, "
-                "'weight'), or torch.nn.utils.prune.remove.",
+                f"Left out of the prunable weights: {', '.join(left)}, computed of "
+                "other parameters (weight_norm, spectral_norm, orthogonal or another "
+                "parametrisation). To prune them, make the system of a model without: "
+                "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), "
+                "or torch.nn.utils.prune.remove.",
                 NumericalWarning,
                 stacklevel=2,
             )

@@ -88,7 +88,7 @@ def test_a_model_that_a_ticket_pruned_is_taken():
 def test_a_tensor_kept_in_a_graph_is_named():
     net = small()
     net[1].seen = net[0](data()[0])
-    with pytest.raises(InvalidInputError, match=r"1\.seen .*detach"):
+    with pytest.raises(InvalidInputError, match=r"1\.seen.*detach"):
         GradientSystem(net, MSE, data())
 
 
@@ -186,5 +186,5 @@ def test_weights_that_a_hook_of_a_ticket_computes_are_left_out_with_a_word():
     net = small()
     masks = {"0.weight": torch.ones(8, 3, dtype=torch.bool)}
     Ticket.make(masks, dict(net.named_parameters()), {}).to_torch_prune(net)
-    with pytest.warns(NumericalWarning, match=r"^0\.weight.*prune\.remove"):
+    with pytest.warns(NumericalWarning, match=r": 0\.weight, .*prune\.remove"):
         assert GradientSystem(net, MSE, data()).prunable == ("2.weight",)
