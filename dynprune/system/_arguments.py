@@ -69,7 +69,7 @@ def _check_shapes(model: nn.Module) -> None:
     lazy = [name for name, part in every if is_lazy(part)]
     if lazy:
         raise InvalidInputError(
-            f"Without a shape yet: {', '.join(lazy)} (of lazy layers that have not run). "
+            f"Without a shape yet: {', '.join(lazy)} (lazy layers that have not run). "
             "Make one forward pass of the model first: model(x)."
         )
 
