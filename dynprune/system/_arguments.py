@@ -78,7 +78,7 @@ def _check_copies(model: nn.Module) -> None:
     # torch copies no tensor that has a history, and a hook gives it one at each pass
     computed, held = [], []
     for prefix, module in model.named_modules():
-        if "__deepcopy__" in vars(module):  # as Ticket.to_torch_prune leaves it
+        if getattr(module, "__deepcopy__", None):  # as Ticket.to_torch_prune leaves it
             continue
         start = f"{prefix}." if prefix else ""
         names = [
