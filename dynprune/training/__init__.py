@@ -3,6 +3,9 @@
 from dynprune.training._evaluate import (
     evaluate,
 )
+from dynprune.training._lone import (
+    check_lone,
+)
 from dynprune.training._mover import (
     Mover,
     OptimizerFactory,
@@ -49,6 +52,7 @@ __all__ = [
     "Runs",
     "Schedule",
     "Trainer",
+    "check_lone",
     "evaluate",
     "train",
     "train_many",
