@@ -22,7 +22,7 @@ from dynprune.pruning._from_scores import full_state
 from dynprune.pruning._mask_training import order_of, own_generators
 from dynprune.pruning._scales import scales
 from dynprune.system import GradientSystem, is_resident
-from dynprune.training import AbstractOrder, Mover, Recipe
+from dynprune.training import AbstractOrder, Mover, Recipe, check_lone
 
 
 @final
@@ -63,6 +63,14 @@ class Search:
             source = system if train.data is None else system.with_data(train.data)
             size = train.batch_size if is_resident(data) else None
             order = order_of(source, size, seed=seed)
+            check_lone(
+                system,
+                source.data,
+                order.batch_size,
+                training=train.mode == "train",
+                start=0,
+                stop=train.steps,
+            )
             mover = Mover(
                 with_penalty(system, penalty),
                 train.optimizer,

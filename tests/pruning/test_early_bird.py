@@ -120,6 +120,12 @@ def test_equal_sizes_choose_nothing(unit):
         early_bird(system, train=recipe(), density=0.5, unit=unit)
 
 
+def test_a_batch_of_one_example_is_refused_before_the_first_step():
+    _, system = problem(25)
+    with pytest.raises(InvalidInputError, match="25 examples in batches of 24 leave"):
+        early_bird(system, train=recipe(), density=0.5)
+
+
 def test_knobs_of_other_libraries_are_plain_numbers(tmp_path):
     _, system = problem()
     knobs = {"tolerance": np.float32(0.25), "penalty": torch.tensor(0.5)}
