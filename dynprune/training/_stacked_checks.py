@@ -131,12 +131,12 @@ def _compare(
         mine = tuple(part[place] for part in batch) if stack.own else batch
         pairs = {"loss": (losses[place], one.gradient(mine))}
         for name, many, own in zip(
-            system.names, stack.parameters, one.parameters, strict=True
+            system.names, stack.parameters, _gradients(system, one), strict=True
         ):
-            if (many.grad is None) != (own.grad is None):
+            if (many.grad is None) != (own is None):
                 raise _differs(run, f"gradient of {name}", math.inf)
-            if many.grad is not None and own.grad is not None:
-                pairs[f"gradient of {name}"] = (many.grad[place], own.grad)
+            if many.grad is not None and own is not None:
+                pairs[f"gradient of {name}"] = (many.grad[place], own)
         after = stack.buffers(place)
         pairs |= {f"buffer {n}": (after[n], part) for n, part in one.buffers().items()}
         _check_pairs(run, pairs, system.dtype)
@@ -193,9 +193,21 @@ def _is_random(system: GradientSystem, recipe: Recipe, batch: Any) -> bool:
         one = Mover(system, recipe.optimizer, schedule=None, training=True, step=0)
         with isolated(seed):
             loss = one.gradient(batch)
-        slopes = [p.grad for p in one.parameters if p.grad is not None]
+        slopes = [part for part in _gradients(system, one) if part is not None]
         found.append([loss, *slopes])
     return not all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def _gradients(system: GradientSystem, mover: Mover) -> list[Tensor | None]:
+    found = [part.grad for part in mover.parameters]
+    for name, part in zip(system.names, found, strict=True):
+        if part is not None and part.layout != torch.strided:
+            raise InvalidInputError(
+                f"Stacked training was asked of a network with a sparse gradient of "
+                f"{name}, which torch.func.vmap cannot batch. Make the embedding with "
+                "sparse=False, or use how='processes' or 'serial'."
+            )
+    return found
 
 
 def _first_batch(system: GradientSystem, recipe: Recipe) -> Any:

@@ -366,3 +366,12 @@ def test_a_padding_row_is_never_trained(
     for seeds, how in (((0, 1, 2), "auto"), (0, "stacked")):
         for run in train_many([system] * 3, recipe, seeds=seeds, how=how, jobs=1):
             assert not run.parameters["words.weight"][0].any()
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_sparse_gradients_are_trained_alone(mode: Any) -> None:
+    net = Read(False)
+    net.words.sparse = True
+    starts = [of_words(net, padded=slice(0))] * 2
+    recipe = Recipe(lambda p: optim.SGD(p, lr=0.1), steps=3, batch_size=8, mode=mode)
+    alone_is_right(starts, recipe, "sparse gradient|cannot batch")
