@@ -18,7 +18,7 @@ from dynprune.core import (
 )
 from dynprune.system import read
 from dynprune.tickets._ticket import Ticket
-from dynprune.training import Run, evaluate
+from dynprune.training import Run, check_whole, evaluate
 
 NormStatistics = Literal["interpolate", "reestimate"]
 _POINTS = 30
@@ -135,7 +135,8 @@ def error_barrier(
     Args:
         a: A finished :class:`dynprune.training.Run`, or anything with a ``state`` and
             ``buffers`` of named tensors, e.g. a level of ``pruning.imp``. Of a ticket
-            the masked state counts.
+            the masked state counts. Parameters that it lacks must be frozen by the
+            problem, with one value for all seeds.
         b: Another one.
         problem: A ``Problem``: its model, metric, loss and data.
         split: What is evaluated.
@@ -149,8 +150,9 @@ def error_barrier(
         The barrier.
 
     Raises:
-        InvalidInputError: If the two differ in names or shapes, there are too few
-            points, or an argument has an unknown value.
+        InvalidInputError: If the two differ in names or shapes or lack tensors of the
+            problem's model (a run of selected parameters lacks the others), there are
+            too few points, or an argument has an unknown value.
 
     Cost:
         ``points`` forward passes over the split, and over the training split where
@@ -169,6 +171,9 @@ def error_barrier(
     first, second = _named(a), _named(b)
     check_ends(first, second)
     model = problem.model(0)
+    _fill(model, first)
+    _check_buffers(model, first, buffers)
+    check_whole(model, first, problem)
     found = []
     alphas = torch.linspace(0.0, 1.0, points, dtype=torch.float64)
     for alpha in track(alphas.tolist(), label="tickets.barrier", show=progress):
@@ -285,6 +290,17 @@ def _fill(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in values.items():
             own[name].copy_(value)
+
+
+def _check_buffers(
+    model: nn.Module, given: Mapping[str, Tensor], way: NormStatistics
+) -> None:
+    missing = [name for name, _ in model.named_buffers() if name not in given]
+    if missing and way == "interpolate":
+        raise InvalidInputError(
+            f"The runs have no buffer {missing[0]}, which the problem's model has. "
+            "Pass runs with their buffers, or buffers='reestimate'."
+        )
 
 
 def _reestimate(model: nn.Module, problem: Any) -> None:

@@ -1,6 +1,7 @@
 """Moves a system forward: optimiser loop, recorder, exact resume, evaluation."""
 
 from dynprune.training._evaluate import (
+    check_whole,
     evaluate,
 )
 from dynprune.training._mover import (
@@ -49,6 +50,7 @@ __all__ = [
     "Runs",
     "Schedule",
     "Trainer",
+    "check_whole",
     "evaluate",
     "train",
     "train_many",

@@ -1,6 +1,7 @@
 """The error barrier: closed forms, both ways to treat norm statistics, refusals."""
 
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -228,3 +229,27 @@ def test_ends_that_are_tickets_are_masked():
     # the loss (1 + α)² goes from 1 to 4
     (loss,) = [r.value for r in table.readings if r.measure == "loss_barrier"]
     assert loss == pytest.approx(4.0 - 2.5)
+
+
+def test_tensors_that_the_runs_lack_are_not_made_up():
+    problem = normed()
+    a, b = runs(problem)
+    part = GradientSystem(
+        problem.model(3), problem.loss_fn, problem.train, parameters="3.*"
+    )
+    head = train(part, lambda p: torch.optim.SGD(p, lr=0.1), steps=2)
+    with pytest.raises(
+        InvalidInputError, match=r"no 0\.weight, .*state of all of them"
+    ):
+        error_barrier(head, head, problem, points=3)
+    deeper = dataclasses.replace(
+        problem, make_model=lambda seed: problem.model(seed).append(nn.Linear(2, 2))
+    )
+    with pytest.raises(InvalidInputError, match=r"no 4\.weight, 4\.bias"):
+        error_barrier(a, b, deeper, points=3)
+    bare = [SimpleNamespace(state=run.parameters) for run in (a, b)]
+    with pytest.raises(InvalidInputError, match=r"no buffer 1\.running_mean"):
+        error_barrier(*bare, problem, points=3)
+    again = {"points": 3, "buffers": "reestimate"}
+    mine = error_barrier(*bare, problem, **again)
+    assert torch.equal(mine.losses, error_barrier(a, b, problem, **again).losses)
