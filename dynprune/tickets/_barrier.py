@@ -1,12 +1,13 @@
 """The error barrier on the segment between two trained states."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
 from dynprune.core import (
     Cost,
@@ -16,7 +17,7 @@ from dynprune.core import (
     track,
     unknown,
 )
-from dynprune.system import read
+from dynprune.system import length, read
 from dynprune.tickets._ticket import Ticket
 from dynprune.training import Run, check_whole, evaluate
 
@@ -143,7 +144,8 @@ def error_barrier(
         points: Number of α, at least 3.
         buffers: Norm statistics between the ends: ``"interpolate"``, or
             ``"reestimate"`` from one pass over the training split in train mode, at the
-            ends too (batches must be pairs). Integer buffers are those of ``a``.
+            ends too: means over its batches, each weighted by its examples (batches
+            must be pairs). Integer buffers are those of ``a``.
         progress: Draw a bar.
 
     Returns:
@@ -303,16 +305,42 @@ def _check_buffers(
         )
 
 
+@torch.no_grad()
 def _reestimate(model: nn.Module, problem: Any) -> None:
-    place = next(model.parameters())
-    batches = read(
-        problem.split("train"),
-        dtype=place.dtype,
-        device=place.device,
-        microbatch=_BATCH,
-    )
+    norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]
+    if not norms:
+        return
+    place, data = next(model.parameters()), problem.split("train")
+    batches = read(data, dtype=place.dtype, device=place.device, microbatch=_BATCH)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+    model.train()
+    seen = 0
     with isolated(0):
-        update_bn(batches, model)
+        for batch in _joined(batches):
+            seen += length(batch)
+            for norm in norms:  # so that every example counts as much as any other
+                norm.momentum = length(batch) / seen
+            model(batch[0] if isinstance(batch, tuple | list) else batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+def _joined(batches: Iterable[Any]) -> Iterator[Any]:
+    # a batch of one example, which has no variance, is joined to its neighbour
+    held = None
+    for batch in batches:
+        if held is None:
+            held = batch
+        elif min(length(held), length(batch)) > 1:
+            yield held
+            held = batch
+        else:
+            held = pytree.tree_map(lambda *parts: torch.cat(parts), held, batch)
+    if held is not None:
+        yield held
 
 
 def _height(values: Tensor) -> float:

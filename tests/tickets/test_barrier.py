@@ -253,3 +253,30 @@ def test_tensors_that_the_runs_lack_are_not_made_up():
     again = {"points": 3, "buffers": "reestimate"}
     mine = error_barrier(*bare, problem, **again)
     assert torch.equal(mine.losses, error_barrier(a, b, problem, **again).losses)
+
+
+@pytest.mark.parametrize("rest", [1, 3])
+@pytest.mark.parametrize("by_loader", [False, True])
+def test_every_example_counts_alike_when_statistics_are_measured_again(
+    rest, by_loader, monkeypatch
+):
+    monkeypatch.setattr("dynprune.tickets._barrier._BATCH", 20)
+    x = torch.randn(40 + rest, 3, generator=torch.Generator().manual_seed(0))
+    x[40:] += 30.0
+    pair = x, torch.zeros(len(x), 3)
+    problem = Problem(
+        make_model=lambda seed: nn.Sequential(nn.BatchNorm1d(3)),
+        loss_fn=squares,
+        train=list(zip(*(part.split(20) for part in pair), strict=True))
+        if by_loader
+        else pair,
+        validation=pair,
+        test=pair,
+    )
+    one = SimpleNamespace(state=dict(problem.model(0).named_parameters()))
+    found = error_barrier(one, one, problem, points=3, buffers="reestimate")
+    parts = [x[:20], x[20:]] if rest == 1 else x.split(20)
+    shares = [len(part) / len(x) for part in parts]
+    var = sum(w * part.var(0) for w, part in zip(shares, parts, strict=True))
+    expected = ((x - x.mean(0)) ** 2 / (var + 1e-5)).mean()
+    assert found.losses.tolist() == pytest.approx([float(expected)] * 3, rel=1e-4)
