@@ -244,7 +244,10 @@ class Ticket:
         """Write the state into a model and mask it with ``torch.nn.utils.prune``.
 
         Each masked ``weight`` becomes ``weight_orig`` (θ, not masked) and
-        ``weight_mask``, so that the mask is part of the forward pass.
+        ``weight_mask``, so that the mask is part of the forward pass. The model can
+        still be copied with ``copy.deepcopy``. As ever with torch's prune, the masked
+        weight is computed when its module is called: one that is read without that call
+        (``F.linear(x, self.a.weight)``) is the one of the last call.
 
         Args:
             model: The user's model; it is changed.

@@ -132,6 +132,9 @@ class _Copier:
         made: nn.Module = self.module.__new__(type(self.module))
         memo[id(self.module)] = made
         computed = {method._tensor_name for method in _methods(self.module)}
+        for name in computed:  # recurrent layers hold it in a list, too
+            part = self.module.__dict__[name]
+            memo[id(part)] = part.detach().clone()
         for key, value in self.module.__dict__.items():
             if key not in computed:
                 made.__dict__[key] = copy.deepcopy(value, memo)
