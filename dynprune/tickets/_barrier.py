@@ -16,10 +16,11 @@ from dynprune.core import (
     isolated,
     track,
     unknown,
+    whole,
 )
 from dynprune.system import length, read
 from dynprune.tickets._ticket import Ticket
-from dynprune.training import Run, check_whole, evaluate
+from dynprune.training import ProblemLike, Run, check_whole, evaluate
 
 NormStatistics = Literal["interpolate", "reestimate"]
 _POINTS = 30
@@ -166,9 +167,15 @@ def error_barrier(
     """  # noqa: DOC501 - unknown() makes an InvalidInputError
     if buffers not in get_args(NormStatistics):
         raise unknown("way to treat buffers", buffers, get_args(NormStatistics))
+    points = whole(points, name="points")
     if points < 3:
         raise InvalidInputError(
             f"A barrier over {points} points was asked for. Pass at least 3, e.g. 30."
+        )
+    if not isinstance(problem, ProblemLike):
+        raise InvalidInputError(
+            f"A barrier was asked for on a {type(problem).__name__}. Pass the Problem "
+            "that was trained on, which makes the model and has the data."
         )
     first, second = _named(a), _named(b)
     check_ends(first, second)

@@ -145,7 +145,7 @@ def compare(
     """  # noqa: DOC502 - raised by the checks
     tickets, names = labelled(a, b, labels)
     check_alike(tickets, names)
-    check_numbers(
+    shuffles, eigenvalues, groups = check_numbers(
         shuffles=shuffles, eigenvalues=eigenvalues, groups=groups, power=power
     )
     check_model(tickets[0], system, model, eigenvalues)

@@ -265,13 +265,20 @@ class PathNetwork:
             return make(leaf.shape).to(device=leaf.device, dtype=torch.float64)
 
         filled = pytree.tree_map(value, self._example)
-        with isolated(0):
-            if isinstance(filled, Mapping):
-                found = self._net(**filled)
-            elif isinstance(filled, tuple):
-                found = self._net(*filled)
-            else:
-                found = self._net(filled)
+        try:
+            with isolated(0):
+                if isinstance(filled, Mapping):
+                    found = self._net(**filled)
+                elif isinstance(filled, tuple):
+                    found = self._net(*filled)
+                else:
+                    found = self._net(filled)
+        except (RuntimeError, TypeError, ValueError, LookupError) as error:
+            why = (str(error) or type(error).__name__).strip().splitlines()[0]
+            raise InvalidInputError(
+                f"The model cannot be called with the example ({_shown(filled)}): "
+                f"{why} Pass example=torch.ones(1, ...) of the shape of one example."
+            ) from error
         leaves = [
             leaf
             for leaf in pytree.tree_leaves(found)
@@ -314,6 +321,15 @@ def check_example(example: Any) -> Any:
             "example=torch.ones(1, ...) of the shape of one example."
         )
     return example
+
+
+def _shown(example: Any) -> str:
+    return ", ".join(
+        f"tensor {tuple(leaf.shape)}"
+        if isinstance(leaf, Tensor)
+        else type(leaf).__name__
+        for leaf in pytree.tree_leaves(example)
+    )
 
 
 def _positive(shape: Any, draw: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """Moves a system forward: optimiser loop, recorder, exact resume, evaluation."""
 
 from dynprune.training._evaluate import (
+    ProblemLike,
     check_whole,
     evaluate,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "Move",
     "Mover",
     "OptimizerFactory",
+    "ProblemLike",
     "Recipe",
     "Recorder",
     "ResidentOrder",

@@ -120,6 +120,7 @@ def train_many(
         >>> [run.state.tolist() for run in train_many(starts, recipe, how="stacked")]
         [[1.0, 0.0], [1.0, 0.0]]
     """  # noqa: DOC502 - unknown() makes one, and the parts raise the others
+    _check_systems(systems, train)
     own = _own_seeds(systems, seeds)
     _check(systems, how)
     start_step = whole(start_step, name="start_step")
@@ -262,6 +263,24 @@ def _own_seeds(systems: Sequence[GradientSystem], seeds: Any) -> tuple[int, ...]
     for system in systems:
         system.check_one_process("Training")
     return tuple(whole(seed, name="seed") for seed in own)
+
+
+def _check_systems(systems: Any, train: object) -> None:
+    single = not isinstance(systems, Sequence) or isinstance(systems, str)
+    wrong = [] if single else [s for s in systems if not isinstance(s, GradientSystem)]
+    if single or wrong:
+        found = type(systems).__name__ + (
+            f" of {type(wrong[0]).__name__}" if wrong else ""
+        )
+        raise InvalidInputError(
+            f"Training was asked of a {found}. Pass a list of GradientSystem, such as "
+            "[system.with_ticket(ticket) for ticket in tickets]."
+        )
+    if not callable(train):
+        raise InvalidInputError(
+            f"Training was asked with a {type(train).__name__}. Pass one Recipe for "
+            "all systems."
+        )
 
 
 def _check(systems: Sequence[GradientSystem], how: str) -> None:
