@@ -272,6 +272,7 @@ def _early_bird(bench: Bench, density: float) -> Found:
         density=density,
         unit="weight",
         start="initial",
+        collapse="ignore",
         seed=bench.order,
         throw=False,
     )

@@ -123,9 +123,10 @@ SETTINGS = {
         ),
         Setting(
             task="mnist-conv",
-            title="MNIST, two 3×3 convolutions of stride 2 and a linear layer",
+            title="MNIST, 3×3 convolutions of stride 2 (8, 16 channels), "
+            "a linear layer",
             source="mnist",
-            model="conv:16,32:relu:stride",
+            model="conv:8,16:relu:stride",
         ),
         Setting(
             task="cifar10",

@@ -25,6 +25,14 @@ class Dependence(Enum):
     UNTESTABLE = "untestable"
 
 
+class Start(Enum):
+    """Where the derivative is taken: weights and input."""
+
+    OWN = "the weights and the data"
+    POSITIVE = "positive weights and input"
+    SPREAD = "positive weights, input in the range of the data"
+
+
 def dependence(
     system: GradientSystem, masks: Mapping[str, Tensor]
 ) -> tuple[Dependence, float]:
@@ -39,10 +47,12 @@ def dependence(
     2. if that is zero (dead units), at positive random weights on the same mask, of
        sum one for each output unit, without biases, with unit norm statistics and a
        positive random input, where rectifiers let everything pass and no signal grows
-       or dies with depth;
-    3. if that is zero, likewise without a mask: only if the dense network passes does
-       the mask get the blame. A network without a derivative by its input (computed
-       under ``no_grad``, rounded, …) is untestable, not lost.
+       or dies with depth; then with an input spread over the range of the data, which
+       networks want that shift or negate it;
+    3. if that is zero, without a mask at those same two places: only if the dense
+       network passes where the masked one did not does the mask get the blame. A
+       network without a derivative by its input (computed under ``no_grad``, rounded,
+       …), or that stops all such signals, is untestable, not lost.
 
     Skip connections and everything else that is no prunable weight count as paths. For
     (x, y) batches the output is the network's; with ``batch_loss`` it is the loss, and
@@ -51,8 +61,8 @@ def dependence(
     inputs (token ids) count where they enter an ``nn.Embedding``: its output is
     then what is differentiated by. Untestable are integer inputs that enter another
     way, a ``batch_loss`` that never calls the network itself, a network that refuses
-    inputs with a derivative (``x.numpy()``), and systems over several ranks, whose
-    parts of the data differ.
+    inputs with a derivative (``x.numpy()``) or such numbers, and systems over several
+    ranks, whose parts of the data differ.
 
     Args:
         system: The system; left as it is.
@@ -62,47 +72,38 @@ def dependence(
         The finding, and what it cost in gradients over all data.
 
     Cost:
-        As a rule one pass of at most 8 examples (of one batch where batches are no
-        pairs) and two copies of the weights; four passes where the first is zero.
+        As a rule one pass of at most 8 examples (of one batch with ``batch_loss``)
+        and two copies of the weights; at most five passes where the first is zero.
     """
     if system.ranks.group is not None:
         return Dependence.UNTESTABLE, 0.0
-    batch = _few(next(system.batches(), None))
+    batch = next(system.batches())
+    if system.batch_loss is None:
+        batch = tuple(part[:_EXAMPLES] for part in batch)
     share = system.weight(batch) / system.examples
     all_kept = {name: torch.ones_like(mask) for name, mask in masks.items()}
-    tries = ((masks, False), (masks, True), (all_kept, False), (all_kept, True))
-    for count, (kept, positive) in enumerate(tries, start=1):
-        if _passes(system, kept, batch, positive=positive):
-            found = Dependence.KEPT if count <= 2 else Dependence.LOST
+    tries = [(masks, start) for start in Start]
+    tries += [(all_kept, start) for start in (Start.POSITIVE, Start.SPREAD)]
+    for count, (kept, start) in enumerate(tries, start=1):
+        if _passes(system, kept, batch, start):
+            found = Dependence.KEPT if kept is masks else Dependence.LOST
             return found, count * share
     return Dependence.UNTESTABLE, len(tries) * share
 
 
-def _few(batch: Any) -> Any:
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        x, y = batch
-        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim and y.ndim:
-            return x[:_EXAMPLES], y[:_EXAMPLES]
-    return batch
-
-
 def _passes(
-    system: GradientSystem,
-    masks: Mapping[str, Tensor],
-    batch: Any,
-    *,
-    positive: bool,
+    system: GradientSystem, masks: Mapping[str, Tensor], batch: Any, start: Start
 ) -> bool:
-    values, buffers = _masked(system, masks), dict(system.raw_buffers)
-    if positive:
+    values, buffers = _masked(system, masks), system.buffers
+    if start is not Start.OWN:
         _make_positive_(values, buffers, system, masks)
     try:
-        return _slope(system, values, buffers, batch, positive=positive)
+        return _slope(system, values, buffers, batch, start)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:
+    except Exception:
         # the same call worked without a derivative by the input, at the door: there
-        # is none, e.g. as the input leaves torch on its way
+        # is none (the input leaves torch on its way), or such numbers are refused
         return False
 
 
@@ -111,13 +112,12 @@ def _slope(
     values: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
     batch: Any,
-    *,
-    positive: bool,
+    start: Start,
 ) -> bool:
     with (
         isolated(0),
         torch.enable_grad(),
-        _differentiated(system.module, batch, positive=positive) as inputs,
+        _differentiated(system.module, batch, start) as inputs,
     ):
         if system.batch_loss is None:
             output = system.forward(values, buffers, batch[0])
@@ -189,15 +189,13 @@ def _positive_like(tensor: Tensor, name: str) -> Tensor:
 
 
 @contextmanager
-def _differentiated(
-    net: nn.Module, batch: Any, *, positive: bool
-) -> Iterator[list[Tensor]]:
+def _differentiated(net: nn.Module, batch: Any, start: Start) -> Iterator[list[Tensor]]:
     """Collect what enters a network, as leaves to differentiate by.
 
     Args:
         net: The network; it has hooks while the block runs.
         batch: What it will be called on.
-        positive: Let positive random numbers enter instead.
+        start: What shall enter: it, or random numbers instead.
 
     Yields:
         A list that fills when the network is called.
@@ -212,8 +210,13 @@ def _differentiated(
     def leaf(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        start = _positive_like(value, "input") if positive else value.detach().clone()
-        inputs.append(start.requires_grad_())
+        entering = value.detach().clone()
+        if start is not Start.OWN:
+            entering = _positive_like(value, "input")
+        if start is Start.SPREAD and value.numel():
+            low, high = value.detach().aminmax()
+            entering = low + (high - low) * (entering - 0.5)
+        inputs.append(entering.requires_grad_())
         return inputs[-1].clone()  # so that layers may work in place
 
     def enters(_: nn.Module, given: Any, named: dict[str, Any]) -> Any:

@@ -12,14 +12,15 @@ from dynprune.core import (
     InvalidInputError,
     Outcome,
 )
+from dynprune.pruning._collapse import Collapse, check_collapse, check_known
 from dynprune.pruning._early_bird_network import SmallerNet
 from dynprune.pruning._early_bird_results import EarlyBird, Unit
 from dynprune.pruning._early_bird_search import Search
 from dynprune.pruning._from_scores import full_state, record, survivors
-from dynprune.pruning._numbers import as_count, as_density
+from dynprune.pruning._numbers import as_count, as_density, as_number
 from dynprune.pruning._prunable import check_finite
 from dynprune.pruning._scales import scales
-from dynprune.pruning._select import check_scores, select
+from dynprune.pruning._select import check_scores, chooses, select
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 from dynprune.training import Recipe
@@ -39,6 +40,7 @@ def early_bird(
     window: int = 5,
     tolerance: float = 0.1,
     start: Start = "drawn",
+    collapse: Collapse = "error",
     seed: int = 0,
     progress: bool = False,
     throw: bool = True,
@@ -57,8 +59,9 @@ def early_bird(
 
     (counted from 0, ascending: ⌊Cp⌋ + 1 and all ties go); with ``density=d`` exactly
     :math:`\max(1, \lfloor d C + \tfrac{1}{2} \rfloor)` are kept, ties to the lower
-    index. The ticket is drawn when the newest mask differs from each of the
-    ``window - 1`` before it in at most ``tolerance`` of the entries and keeps anything.
+    index, and none where all are equal and some must go. The ticket is drawn when the
+    newest mask differs from each of the ``window - 1`` before it in at most
+    ``tolerance`` of the entries and keeps anything.
     Then :func:`dynprune.tickets.remove_channels` takes the channels out:
     ``result.network`` is a smaller network with the function of the masked one
     (γ = β = 0 there).
@@ -77,6 +80,7 @@ def early_bird(
         tolerance: Largest share of the entries that may differ, 0.1 in the source.
         start: Whether the ticket is at the state where it was ``"drawn"``, or at the
             ``"initial"`` one.
+        collapse: As for :func:`dynprune.pruning.from_scores`, of the ticket drawn.
         seed: Of the data order, of loaders and of dropout.
         progress: Draw a bar.
         throw: Raise if no ticket is drawn; False returns the masks of the last look.
@@ -86,14 +90,15 @@ def early_bird(
 
     Raises:
         InvalidInputError: If there is no batch norm, the graph of the network cannot
-            be followed, the system is masked, its state is not finite, or an argument
-            is wrong.
+            be followed, the system is masked, its state is not finite, an argument is
+            wrong, or no path of kept weights leads from the input to the output (see
+            ``collapse``).
         ConvergenceError: If no ticket is drawn within the budget (it carries the
             result), or the state is not finite.
 
     Warns:
         NumericalWarning: If a norm lost all its channels (its first stays, at zero),
-            or channels could not be taken out.
+            a layer keeps nothing, or channels could not be taken out.
 
     Cost:
         One gradient per epoch until it is drawn; no gradient for a look. No further
@@ -114,6 +119,10 @@ def early_bird(
     system.check_one_process("Drawing an early-bird ticket")
     density = None if density is None else as_density(density)
     window = as_count("window", window, least=2)
+    tolerance = as_number(tolerance)
+    penalty = None if penalty is None else as_number(penalty)
+    prune_ratio = None if prune_ratio is None else as_number(prune_ratio)
+    check_known(collapse)
     look = _look(system, density, prune_ratio, unit)
     _check(system, train, unit, penalty, tolerance, start)
     check_finite(system)
@@ -169,20 +178,26 @@ def early_bird(
     state, buffers = search.end
     if start == "initial":
         state, buffers = full_state(system, system.state), system.buffers
-    if smaller is None:
-        ticket = Ticket.make(
-            search.masks, state, buffers, provenance=made, cost=search.cost
+    masks = search.masks
+    if smaller is not None:
+        built = smaller.without(search.masks, state, buffers)
+        masks = built.masks
+        found = replace(
+            found,
+            network=built.network,
+            parameters=(_count(system.module), _count(built.network)),
+            flops=built.flops,
         )
-        return replace(found, ticket=ticket)
-    built = smaller.without(search.masks, state, buffers)
-    ticket = Ticket.make(built.masks, state, buffers, provenance=made, cost=search.cost)
-    return replace(
-        found,
-        ticket=ticket,
-        network=built.network,
-        parameters=(_count(system.module), _count(built.network)),
-        flops=built.flops,
+    looked = check_collapse(
+        system,
+        masks,
+        density=found.density if density is None else density,
+        collapse=collapse,
+        advice="Pass a higher density (a lower prune_ratio), or another recipe",
     )
+    made = replace(made, settings=(("collapse", looked), *made.settings))
+    ticket = Ticket.make(masks, state, buffers, provenance=made, cost=search.cost)
+    return replace(found, ticket=ticket, provenance=made)
 
 
 def _look(
@@ -221,7 +236,9 @@ def _look(
     def masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         sizes = {name: state[name].detach().abs() for name in names}
         if density is not None:
-            return select(sizes, alive, density=density)
+            if chooses(sizes, alive, density):
+                return select(sizes, alive, density=density)
+            return {name: ~mask for name, mask in alive.items()}  # the index would
         assert prune_ratio is not None
         every = torch.cat([part.reshape(-1) for part in sizes.values()])
         threshold = every.sort().values[int(len(every) * prune_ratio)]

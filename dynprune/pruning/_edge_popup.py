@@ -91,8 +91,9 @@ def edge_popup(
         ConvergenceError: If the loss or a score is not finite.
 
     Cost:
-        One gradient per epoch, no further forward passes, no HVPs; a selection among
-        the scores per step.
+        One gradient per epoch, no HVPs, no further forward passes but the checks of
+        one new :class:`dynprune.system.GradientSystem`; a selection among the scores
+        per step.
 
     Source:
         Ramanujan et al., *What's Hidden in a Randomly Weighted Neural Network?*, CVPR

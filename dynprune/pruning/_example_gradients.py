@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from dynprune.core import InvalidInputError, derive_seed, generator, isolated
 from dynprune.pruning._scored_net import ScoredNet
-from dynprune.system import GradientSystem, is_resident, length
+from dynprune.system import GradientSystem, is_resident, length, read
 
 
 def drawn(system: GradientSystem, samples: int | None, *, seed: int) -> list[Any]:
@@ -27,6 +27,7 @@ def drawn(system: GradientSystem, samples: int | None, *, seed: int) -> list[Any
     Raises:
         InvalidInputError: If a batch cannot be cut into examples.
     """  # noqa: DOC502 - raised by _rows
+    batches = system.batches(seed=seed)
     if (
         samples is not None
         and is_resident(system.data)
@@ -36,9 +37,15 @@ def drawn(system: GradientSystem, samples: int | None, *, seed: int) -> list[Any
         chosen = torch.randperm(length(system.data), generator=draw)[:samples]
         x, y = system.data
         chosen = chosen.sort().values
-        system = system.with_data((x[chosen.to(x.device)], y[chosen.to(y.device)]))
+        # not with_data(), whose checks would be forward passes
+        batches = read(
+            (x[chosen.to(x.device)], y[chosen.to(y.device)]),
+            dtype=system.dtype,
+            device=system.device,
+            microbatch=system.microbatch,
+        )
     found: list[Any] = []
-    for batch in system.batches(seed=seed):
+    for batch in batches:
         for one in _rows(batch):
             if samples is not None and len(found) == samples:
                 return found

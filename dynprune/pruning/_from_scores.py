@@ -10,7 +10,7 @@ from dynprune.core import Cost, InvalidInputError, Provenance
 from dynprune.pruning._collapse import Collapse, check_collapse
 from dynprune.pruning._count_rules import Rule, check_rule
 from dynprune.pruning._numbers import as_density, as_number
-from dynprune.pruning._prunable import check_each
+from dynprune.pruning._prunable import check_each, check_others
 from dynprune.pruning._select import Density, Scope, check_choice, check_scores, select
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -88,8 +88,8 @@ def from_scores(
 
     Cost:
         No gradients, no forward passes, no HVPs beyond ``cost``: one selection over N
-        scores. The test for a collapse takes a gradient of at most 8 examples, four
-        where the first is zero.
+        scores. The test for a collapse takes a gradient of at most 8 examples, up to
+        five where the first is zero.
 
     Source:
         Rules: the authors' published code for each paper, as described in words; none
@@ -163,7 +163,11 @@ def survivors(system: GradientSystem) -> dict[str, Tensor]:
 
     Returns:
         Name to boolean tensor, for each of ``system.prunable``.
-    """
+
+    Raises:
+        InvalidInputError: If it prunes anything else.
+    """  # noqa: DOC502 - raised by check_others
+    check_others(system)
     masks = system.masks
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     return {

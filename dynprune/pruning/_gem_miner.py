@@ -112,8 +112,8 @@ def gem_miner(
         NumericalWarning: If a layer is empty and ``throw`` is False.
 
     Cost:
-        E gradients (and E passes over the data in steps), no further forward passes,
-        no HVPs.
+        E gradients (and E passes over the data in steps), no HVPs; no further forward
+        passes but the checks of one new :class:`dynprune.system.GradientSystem`.
 
     Source:
         Sreenivasan et al., *Rare Gems: Finding Lottery Tickets at Initialization*,

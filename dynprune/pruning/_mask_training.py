@@ -32,6 +32,7 @@ from dynprune.training import (
     OptimizerFactory,
     ResidentOrder,
     Schedule,
+    check_lone,
 )
 
 Weights = Literal["signed", "own"]
@@ -110,6 +111,14 @@ class MaskTraining:
             source.data,
             batch_loss=_with_penalty(penalty),
             batch_weight=system.batch_weight,
+        )
+        check_lone(
+            scored,
+            source.data,
+            self.order.batch_size,
+            training=mode == "train",
+            start=0,
+            stop=self.order.per_epoch or 0,
         )
         self._mover = Mover(
             scored,

@@ -20,8 +20,9 @@ def check_prunable(names: Collection[str]) -> None:
     """
     if not names:
         raise InvalidInputError(
-            "The system has no prunable weight (no trainable Linear or Conv layer "
-            "among its parameters). Pass a model that has one, or select others."
+            "The system has no prunable weight (no weight of a Linear or Conv layer "
+            "among its trainable parameters; one that a parametrisation computes is "
+            "none). Pass a model that has one, or select others."
         )
 
 
@@ -42,24 +43,43 @@ def check_any(sizes: Iterable[int]) -> None:
 
 
 def check_unmasked(system: GradientSystem, why: str) -> None:
-    """Refuse a system without prunable weights, or with pruned ones.
+    """Refuse a system without prunable weights, or with anything pruned.
 
     Args:
         system: The system.
         why: What must be whole, or chosen here; for the message.
 
     Raises:
-        InvalidInputError: If it has no prunable weight, or some are pruned.
+        InvalidInputError: If it has no prunable weight, or a mask prunes any weight.
     """
     check_prunable(system.prunable)
-    masks = system.masks
-    own = [masks[name] for name in system.prunable if name in masks]
-    pruned = sum(int((~mask).sum()) for mask in own)
+    pruned = sum(int((~mask).sum()) for mask in system.masks.values())
     if pruned:
         raise InvalidInputError(
             f"{pruned} weights of the system are already pruned: {why}. Pass "
             "system.with_mask({})."
         )
+
+
+def check_others(system: GradientSystem) -> None:
+    """Refuse masks that prune what no ticket has a mask of, as of biases.
+
+    Args:
+        system: The system.
+
+    Raises:
+        InvalidInputError: If there is one; ``with_ticket`` would undo it.
+    """
+    for name, mask in system.masks.items():
+        pruned = int((~mask).sum())
+        if pruned and name not in system.prunable:
+            raise InvalidInputError(
+                f"{pruned} entries of {name!r}, which is no prunable weight, are "
+                "pruned already. Tickets hold masks of system.prunable only, and the "
+                "entries would come back. Pass system.with_mask({}) or one with masks "
+                "of those only, and put the others on afterwards: "
+                "system.with_ticket(ticket).with_mask(ticket.masks | others)."
+            )
 
 
 def check_finite(system: GradientSystem) -> None:

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dynprune.core import InvalidInputError, mean_interval
+from dynprune.core import InvalidInputError, mean_interval, whole
 from dynprune.pruning._from_scores import record
-from dynprune.pruning._numbers import as_count
+from dynprune.pruning._numbers import as_count, as_number
 from dynprune.pruning._sanity_check_controls import (
     CONTROLS,
     TICKET,
@@ -130,11 +130,14 @@ def sanity_check(
         >>> found.verdicts["reinitialised"], found.verdicts["inverted"]
         ('worse', 'worse')
     """  # noqa: DOC502 - raised by the parts
+    seeds = [whole(seed, name="seed") for seed in seeds]
     tickets = _one_each(ticket, seeds)
     found = _one_each(scores, seeds, what="scores")
+    confidence = as_number(confidence)
     mean_interval((0.0, 1.0), confidence=confidence)  # refuses what is no coverage
-    if not margin >= 0.0:
+    if not as_number(margin) >= 0.0:
         raise InvalidInputError(f"margin is {margin}. Pass 0 or more.")
+    margin = as_number(margin)
     start_step = as_count("start_step", start_step, least=0)
     if isinstance(train, Recipe) and start_step >= train.steps:
         raise InvalidInputError(

@@ -120,6 +120,26 @@ def check_scope(scope: str) -> None:
         raise InvalidInputError(f"scope is {scope!r}. Pass 'global' or 'layer'.")
 
 
+def chooses(
+    scores: Mapping[str, Tensor], alive: Mapping[str, Tensor], density: float
+) -> bool:
+    """Say whether scores choose, and not the flat index alone.
+
+    Args:
+        scores: Parameter name to finite scores.
+        alive: Name to boolean tensor, True = may be kept.
+        density: Kept / all weights, in (0, 1].
+
+    Returns:
+        False where :func:`check_choice` refuses.
+    """
+    try:
+        check_choice(scores, alive, density, "global")
+    except InvalidInputError:
+        return False
+    return True
+
+
 def check_choice(
     scores: Mapping[str, Tensor],
     alive: Mapping[str, Tensor],

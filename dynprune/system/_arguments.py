@@ -5,6 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from dynprune.core import InvalidInputError
 
@@ -40,12 +44,15 @@ def check_arguments(
         microbatch: As given.
 
     Raises:
-        InvalidInputError: For no module, no loss, or numbers out of range.
+        InvalidInputError: For no module, one that has no shapes yet or cannot be
+            copied, no loss, or numbers out of range.
     """
     if not isinstance(model, nn.Module):
         raise InvalidInputError(
             f"The model is a {type(model).__name__}. Pass a torch.nn.Module."
         )
+    _check_shapes(model)
+    _check_copies(model)
     if loss_fn is None and batch_loss is None:
         raise InvalidInputError(
             "No loss was given. Pass loss_fn(outputs, targets), or batch_loss(model, "
@@ -55,6 +62,49 @@ def check_arguments(
         raise InvalidInputError(f"l2 is {l2}. Pass a finite number ≥ 0.")
     if microbatch is not None and microbatch < 1:
         raise InvalidInputError(f"microbatch is {microbatch}. Pass at least 1.")
+
+
+def _check_shapes(model: nn.Module) -> None:
+    every = [*model.named_parameters(), *model.named_buffers()]
+    lazy = [name for name, part in every if is_lazy(part)]
+    if lazy:
+        raise InvalidInputError(
+            f"Without a shape yet: {', '.join(lazy)} (lazy layers that have not run). "
+            "Make one forward pass of the model first: model(x)."
+        )
+
+
+def _check_copies(model: nn.Module) -> None:
+    # torch copies no tensor that has a history, and a hook gives it one at each pass
+    computed, held = [], []
+    for prefix, module in model.named_modules():
+        if getattr(module, "__deepcopy__", None):  # as Ticket.to_torch_prune leaves it
+            continue
+        start = f"{prefix}." if prefix else ""
+        names = [
+            hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name
+            for hook in module._forward_pre_hooks.values()
+            if isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm)
+        ]
+        computed += [f"{start}{name}" for name in names]
+        held += [
+            f"{start}{name}"
+            for name, part in vars(module).items()
+            if isinstance(part, Tensor) and not part.is_leaf and name not in names
+        ]
+    if computed:
+        raise InvalidInputError(
+            f"Hooks compute {', '.join(computed)} at each pass, and no model that has "
+            "them can be copied. Of one pruned by torch.nn.utils.prune, keep "
+            "Ticket.from_torch_prune(model).masks for mask=, and call prune.remove on "
+            "its modules; for weight_norm and spectral_norm, use those of "
+            "torch.nn.utils.parametrizations."
+        )
+    if held:
+        raise InvalidInputError(
+            f"The model holds tensors with a history ({', '.join(held)}), and cannot "
+            "be copied. Keep them by detach(), or take them off."
+        )
 
 
 def select(model: nn.Module, parameters: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -1,14 +1,16 @@
 """The door of a gradient system: scalar, finite, and a mean over examples."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, NumericalWarning
 
 _MOST = 32
+_WHOLE = "for the loss of whole batches: batch_weight=lambda batch: 1.0"
 
 
 def check_loss(
@@ -16,6 +18,9 @@ def check_loss(
     batch: Any,
     steady: Callable[[], bool],
     weight: Callable[[Any], float],
+    *,
+    by_batch: bool,
+    weighed: bool,
 ) -> None:
     r"""Refuse a loss that is not finite or not a mean over examples.
 
@@ -25,31 +30,50 @@ def check_loss(
     different targets are split, too: there the weights :math:`w` are off by the
     factor :math:`(w_1 - w_2) / (w_1 + w_2)`.
 
+    A ``batch_loss`` may be the loss of whole batches only. It is not cut where the
+    parts of a batch weigh what the batch does, as for a mean over batches; and where
+    it cannot be computed of parts, a user who gave no weights is told so.
+
     Args:
         mean: The loss of a batch, without gradients.
         batch: The first batch of the data.
         steady: Says whether the network is still in eval mode.
         weight: Returns the weight of a batch.
+        by_batch: Whether it is a ``batch_loss``.
+        weighed: Whether the weights are the user's.
 
     Raises:
         InvalidInputError: If the loss is NaN or infinite, or the split batch
-            disagrees with the whole one.
+            disagrees with the whole one or has no loss.
     """  # noqa: DOC502 - raised by the parts
     with torch.no_grad():
         if not _is_pair(batch):
             _finite(float(mean(batch)))
             return
         x, y = batch[0][:_MOST], batch[1][:_MOST]
-        whole = float(mean((x, y)))
+        by_user = by_batch and weighed
+        try:
+            whole = float(mean((x, y)))
+        except Exception as error:
+            if isinstance(error, InvalidInputError) or len(y) == len(batch[1]):
+                raise
+            _finite(float(mean(batch)))
+            _cannot_cut(error, len(batch[1]), by_batch=by_batch, by_user=by_user)
+            return
         _finite(whole)
         if not steady() or abs(float(mean((x, y))) - whole) > 1e-6 * abs(whole):
             return  # stochastic: the determinism probe will say why
-        for cut in {1, len(y) // 3} - {0, len(y)}:
-            _compare(mean, weight, x, y, cut, whole)
+        errors = [
+            _compare(mean, weight, x, y, cut, whole, by_user=by_user)
+            for cut in {1, len(y) // 3} - {0, len(y)}
+        ]
         for other in _others(y):
             pair = torch.tensor([0, other], device=y.device)
             two = x[pair.to(x.device)], y[pair]
-            _compare(mean, weight, *two, 1, float(mean(two)))
+            errors.append(_compare(mean, weight, *two, 1, None, by_user=by_user))
+    failed = next((error for error in errors if error is not None), None)
+    if failed is not None:
+        _cannot_cut(failed, len(y), by_batch=by_batch, by_user=by_user)
 
 
 def _compare(
@@ -58,14 +82,26 @@ def _compare(
     x: Tensor,
     y: Tensor,
     cut: int,
-    whole: float,
-) -> None:
+    whole: float | None,
+    *,
+    by_user: bool,
+) -> Exception | None:
+    # returns what the user's loss or weight raised
     n = len(y)
     parts = (x[:cut], y[:cut]), (x[cut:], y[cut:])
-    losses = [mean(part) for part in parts]
+    try:
+        first, second, total = (weight(part) for part in (*parts, (x, y)))
+        if by_user and first == second == total:  # a mean over batches as they are
+            return None
+        whole = float(mean((x, y))) if whole is None else whole
+        losses = [mean(part) for part in parts]
+    except InvalidInputError:
+        raise
+    except Exception as error:
+        return error
     rtol = max(float(torch.finfo(losses[0].dtype).eps) ** 0.5, 1e-6)
     head, tail = (float(loss) for loss in losses)
-    shares = [weight(part) / weight((x, y)) for part in parts]
+    shares = [first / total, second / total]
     if abs(sum(shares) - 1.0) > 1e-6:  # weights that do not add say nothing of parts
         shares = [cut / n, (n - cut) / n]
     split = shares[0] * head + shares[1] * tail
@@ -75,8 +111,30 @@ def _compare(
             f"its parts of {cut} and {n - cut} average to {split:.6g}. Use "
             "reduction='mean' without class weights and without batch statistics, or "
             "pass batch_loss and batch_weight (for class weights: the sum of the "
-            "weights of the batch)."
+            f"weights of the batch; {_WHOLE})."
         )
+    return None
+
+
+def _cannot_cut(error: Exception, n: int, *, by_batch: bool, by_user: bool) -> None:
+    if by_user:
+        return
+    found = (
+        f"The loss of a batch of {n} can be computed, that of its parts cannot "
+        f"({type(error).__name__}: {error}), "
+    )
+    if not by_batch:
+        raise InvalidInputError(
+            f"{found}so that it is no mean over examples. Let the network take single "
+            "examples (batch norm: track_running_stats=True), or pass batch_loss and "
+            f"batch_weight ({_WHOLE})."
+        ) from error
+    warnings.warn(
+        f"{found}and whether it is a mean over examples was not seen. Pass "
+        f"batch_weight=lambda batch: ... to say what a batch weighs ({_WHOLE}).",
+        NumericalWarning,
+        stacklevel=5,
+    )
 
 
 def _others(y: Tensor) -> list[int]:

@@ -1,13 +1,20 @@
 """A network, its loss and its data as the dynamical system θ' = −∇L(θ)."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
 
-from dynprune.core import Coordinates, InvalidInputError, functional_call, isolated
+from dynprune.core import (
+    Coordinates,
+    InvalidInputError,
+    NumericalWarning,
+    functional_call,
+    isolated,
+)
 from dynprune.system._arguments import (
     check_arguments,
     own_masks,
@@ -18,7 +25,7 @@ from dynprune.system._batches import BatchWeight, check_data, is_resident, lengt
 from dynprune.system._checks import check_loss
 from dynprune.system._mean_loss import BatchLoss, LossFn, MeanLoss, call
 from dynprune.system._probe import MOST_PROBED, probe
-from dynprune.system._prunable import prunable_weights
+from dynprune.system._prunable import computed_weights, prunable_weights
 from dynprune.system._ranks import Ranks
 from dynprune.system._signature import layout, signature, state_signature
 
@@ -81,7 +88,8 @@ class GradientSystem:
         l2: Coefficient of ½|θ|², per parameter squared; adds ``l2`` to every
             Hessian eigenvalue.
         batch_loss: ``(model, batch) -> mean loss`` for batches that are no (x, y).
-        batch_weight: ``batch -> weight``, e.g. its number of tokens.
+        batch_weight: ``batch -> weight``, e.g. its number of tokens. A constant makes
+            L the mean over batches; a ``batch_loss`` may then couple their examples.
         microbatch: Largest part of resident data that is evaluated at once.
         process_group: The torch.distributed ranks (gloo or NCCL) that share the data,
             e.g. ``torch.distributed.group.WORLD``; None for one process.
@@ -89,7 +97,12 @@ class GradientSystem:
     Raises:
         InvalidInputError: For data that can be read only once, a loss that is not a
             finite mean over examples, no trainable parameter, parameters on several
-            devices or of several dtypes, or ranks that differ.
+            devices or of several dtypes, lazy ones, weights that hooks compute
+            (``torch.nn.utils.prune``), or ranks that differ.
+
+    Warns:
+        NumericalWarning: If a ``batch_loss`` without ``batch_weight`` cannot be
+            computed of parts of a batch, to see that it is a mean over examples.
 
     Cost:
         Up to six forward passes over at most 32 examples, and nine over one or two,
@@ -141,6 +154,7 @@ class GradientSystem:
                 self.coordinates = self.coordinates.restrict(dict(self._masks))
             self.dtype, self.device = place_of(chosen, self._selected)
             self._ranks.check_device(self.device)
+            self._told: list[bool] = []  # of computed weights; shared by all twins
             self._state: Tensor | None = None
             self._buffers: dict[str, Tensor] | None = None
             self._take(data, own=not self._masks)
@@ -167,6 +181,8 @@ class GradientSystem:
                 first,
                 steady=lambda: not any(part.training for part in self.module.modules()),
                 weight=self.weight,
+                by_batch=self.batch_loss is not None,
+                weighed=self.batch_weight is not None,
             )
         self.module.eval()
         self._layout = layout(first, shapes=self.batch_loss is None)
@@ -207,8 +223,24 @@ class GradientSystem:
         """Names of the selected weights of Linear, Conv, attention layers, each once.
 
         ``parameters=`` selects among them. An embedding tied to a Linear layer is that
-        layer's weight; biases, norms and other embeddings are never prunable.
+        layer's weight; biases, norms and other embeddings are never prunable. A weight
+        that a parametrisation computes is none either, which is said once.
+
+        Warns:
+            NumericalWarning: If there is such a weight.
         """
+        left = computed_weights(self.module, self.names)
+        if left and not self._told:
+            self._told.append(True)
+            warnings.warn(
+                f"Left out of the prunable weights: {', '.join(left)}, computed of "
+                "other parameters (weight_norm, spectral_norm, orthogonal or another "
+                "parametrisation). To prune them, make the system of a model without: "
+                "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), "
+                "or torch.nn.utils.prune.remove.",
+                NumericalWarning,
+                stacklevel=2,
+            )
         return prunable_weights(self.module, self.names)
 
     @property
@@ -366,7 +398,7 @@ class GradientSystem:
             One forward pass over the data; over several ranks two small collectives.
         """
         theta = self._shared(state)
-        named, buffers = self.unflatten(theta), self.raw_buffers
+        named, buffers = self.unflatten(theta), self.buffers
 
         def part() -> Tensor:
             total = torch.zeros((), dtype=self.dtype, device=self.device)
@@ -394,10 +426,21 @@ class GradientSystem:
             One gradient; over several ranks one all-reduce of P numbers, and a small
             exchange to see that they are at the same state.
         """
-        return self._gradient(self._shared(state), seed=seed)
+        return self.gradient_with(self.buffers, self._shared(state), seed=seed)
 
-    def _gradient(self, theta: Tensor, *, seed: int = 0) -> Tensor:
-        buffers = self.raw_buffers
+    def gradient_with(
+        self, buffers: Mapping[str, Tensor], theta: Tensor, *, seed: int = 0
+    ) -> Tensor:
+        """Return ∇L with given buffers, which a forward pass may change.
+
+        Args:
+            buffers: All buffers by name.
+            theta: Coordinates, shape ``(P,)``, the same on every rank.
+            seed: As for :meth:`gradient`.
+
+        Returns:
+            Loss per parameter, shape ``(P,)``.
+        """
 
         def part() -> Tensor:
             total = self.own_l2 * theta
@@ -464,7 +507,8 @@ class GradientSystem:
         start = self._at(state)
 
         def slope(time: float, theta: Any) -> Any:
-            field = -self._gradient(torch.as_tensor(theta).to(start))
+            point = torch.as_tensor(theta).to(start)
+            field = -self.gradient_with(self.buffers, point)
             if time == grid[0] and not bool(torch.isfinite(field).all()):
                 raise InvalidInputError(
                     "A flow was asked from a state where the gradient is not finite. "

@@ -31,13 +31,12 @@ def probe(system: "GradientSystem") -> None:
     Cost:
         Two gradients over those data.
     """
-    buffers = {name: tensor.clone() for name, tensor in system.buffers.items()}
-    twin = system.with_state(system.state, buffers=buffers)
-    first, second = twin.gradient(seed=0), twin.gradient(seed=1)
+    before, buffers = system.buffers, system.buffers
+    first, second = (
+        system.gradient_with(buffers, system.state, seed=seed) for seed in (0, 1)
+    )
     moved = [
-        name
-        for name, tensor in twin.raw_buffers.items()
-        if not torch.equal(tensor, buffers[name])
+        name for name, part in buffers.items() if not torch.equal(part, before[name])
     ]
     scale = float(first.abs().max().nan_to_num()) + 1e-30
     change = float((first - second).abs().max()) / scale
@@ -49,7 +48,7 @@ def probe(system: "GradientSystem") -> None:
     if not bool(torch.isfinite(first).all()):
         raise InvalidInputError(
             "A Hessian or flow was asked where the gradient is not finite"
-            f"{_where(twin)}. Look for NaN and overflow in the data and the state."
+            f"{_where(system)}. Look for NaN and overflow in the data and the state."
         )
     raise NotDeterministicError(
         f"A Hessian or flow was asked of a loss whose gradient moved by {change:.1e} "

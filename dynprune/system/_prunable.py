@@ -37,6 +37,30 @@ def prunable_weights(net: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if id(own[name]) in weights)
 
 
+def computed_weights(net: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    """Return which weights of layers are no parameters, and so cannot be pruned.
+
+    A parametrisation computes them of others, as ``weight_norm`` and
+    ``torch.nn.utils.prune`` do.
+
+    Args:
+        net: The network.
+        names: Its parameters that may be pruned.
+
+    Returns:
+        The names they would have, where what they are computed of is in ``names``.
+    """
+    own = dict(net.named_parameters())
+    chosen = {id(own[name]) for name in names}
+    return tuple(
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in net.named_modules()
+        for name in weight_names(module)
+        if name not in module._parameters
+        and any(name in k and id(p) in chosen for k, p in module.named_parameters())
+    )
+
+
 def weight_names(module: nn.Module) -> tuple[str, ...]:
     """Return what a module calls its own weights that can be pruned.
 

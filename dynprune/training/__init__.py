@@ -5,6 +5,9 @@ from dynprune.training._evaluate import (
     check_whole,
     evaluate,
 )
+from dynprune.training._lone import (
+    check_lone,
+)
 from dynprune.training._mover import (
     Mover,
     OptimizerFactory,
@@ -52,6 +55,7 @@ __all__ = [
     "Runs",
     "Schedule",
     "Trainer",
+    "check_lone",
     "check_whole",
     "evaluate",
     "train",

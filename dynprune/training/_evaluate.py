@@ -249,8 +249,9 @@ def check_whole(model: nn.Module, given: Collection[str], problem: ProblemLike) 
         raise InvalidInputError(
             f"The state has no {', '.join(names[:4])}{', …' if names[4:] else ''}, "
             f"{len(names)} of the parameters of the problem's model, which would be as "
-            "they are made for seed 0. Pass a state of all of them; or evaluate the "
-            "module that was trained, after run.apply_(module)."
+            "they are made for seed 0. With net the one that was trained, pass the "
+            "state {**dict(net.named_parameters()), **run.parameters}, or evaluate net "
+            "itself, after run.apply_(net)."
         )
 
 

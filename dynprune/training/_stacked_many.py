@@ -24,6 +24,7 @@ from dynprune.training._arguments import (
     positive_or_none,
     whole_or_none,
 )
+from dynprune.training._lone import check_lone
 from dynprune.training._recipe import Recipe, Trainer
 from dynprune.training._results import Run
 from dynprune.training._stacked_probe import check_stackable, choose
@@ -128,7 +129,14 @@ def train_many(
     record = positive_or_none("record", record)
     stack, jobs = positive_or_none("stack", stack), positive_or_none("jobs", jobs)
     if isinstance(train, Recipe):
-        check_fits(train.steps, start_step, stop_step)
+        check_lone(
+            systems[0],
+            systems[0].data if train.data is None else train.data,
+            train.batch_size,
+            training=train.mode == "train",
+            start=start_step,
+            stop=check_fits(train.steps, start_step, stop_step),
+        )
     size, workers = stack or len(systems), jobs or _cores()
     chosen: How
     speedup, reason = float("nan"), "asked for"

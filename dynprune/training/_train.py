@@ -28,6 +28,7 @@ from dynprune.training._arguments import (
     whole_or_none,
 )
 from dynprune.training._checkpoint import Checkpoint, identify
+from dynprune.training._lone import check_lone
 from dynprune.training._mover import Mover, OptimizerFactory, Schedule
 from dynprune.training._order import (
     AbstractOrder,
@@ -124,9 +125,10 @@ def train(
 
     Raises:
         InvalidInputError: For contradictory arguments, factories that return no
-            optimiser or scheduler, ``capture`` on a CPU or of a step that cannot be
-            recorded, or a checkpoint that is truncated or of another
-            run; the message says which arguments differ.
+            optimiser or scheduler, a batch of one example that batch norm cannot
+            take, ``capture`` on a CPU or of a step that cannot be recorded, or a
+            checkpoint that is truncated or of another run; the message says which
+            arguments differ.
         ConvergenceError: If a loss is NaN or infinite; it names step, epoch and
             batch, and carries the run so far.
 
@@ -161,6 +163,14 @@ def train(
         source = system if data is None else system.with_data(data)
         order = _order(source, batch_size, seed)
         total, stop = _span(order, steps, epochs, start_step, stop_step)
+        check_lone(
+            system,
+            source.data,
+            order.batch_size,
+            training=mode == "train",
+            start=start_step,
+            stop=stop,
+        )
         _check_move(move, checkpoint)
         settings = {
             "steps": total,

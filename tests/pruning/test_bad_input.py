@@ -17,7 +17,7 @@ import torch
 from problems import classes, small_net
 from torch import nn
 
-from dynprune.core import ConvergenceError, InvalidInputError
+from dynprune.core import ConvergenceError, InvalidInputError, NumericalWarning
 from dynprune.pruning import (
     early_bird,
     edge_popup,
@@ -226,6 +226,26 @@ def test_trainings_that_start_dense_refuse_a_mask(prune, refused):
     masks = random(system_of(net), density=0.5).masks
     with refused(r"already.*Pass .*with_mask\(\{\}\)", net):
         prune(system_of(net).with_mask(masks), density=0.3)
+
+
+@EACH
+def test_a_mask_that_no_ticket_would_carry_is_refused(prune, refused):
+    net = used(net_of())
+    masked = system_of(net).with_mask({"0.bias": torch.arange(5) > 1})
+    with refused(r"2 (weights|entries) of .*already.*Pass .*with_mask\(\{", net):
+        prune(masked, density=0.5)
+
+
+def test_a_mask_beside_the_weights_that_prunes_nothing_is_fine():
+    net = net_of()
+    system = system_of(net)
+    whole = system.with_mask({"0.bias": torch.ones(5, dtype=torch.bool)})
+    ticket = magnitude(whole, density=0.5)
+    assert same(ticket.masks, magnitude(system, density=0.5).masks)
+    # the remedy for one that does: put it on afterwards
+    both = ticket.masks | {"0.bias": torch.arange(5) > 1}
+    found = system.with_ticket(ticket).with_mask(both)
+    assert found.size == system.with_ticket(ticket).size - 2
 
 
 BY_LAYER = {
@@ -438,6 +458,17 @@ def test_a_model_without_prunable_weights_is_refused(prune, refused):
     net = used(nn.Sequential(nn.BatchNorm1d(4), nn.Tanh()).double())
     with refused("no prunable weight", net):
         prune(GradientSystem(net, CE, classes(20, 4, 4)), density=0.5)
+
+
+@pytest.mark.parametrize("prune", WEIGHTS.values(), ids=WEIGHTS.keys())
+def test_parametrised_layers_are_named(prune, refused):
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3).double())
+    net = used(nn.Sequential(layer))
+    with (
+        pytest.warns(NumericalWarning, match=r": 0\.weight, .*remove_parametrizations"),
+        refused("no prunable weight .*parametrisation", net),
+    ):
+        prune(system_of(net), density=0.5)
 
 
 # -- modules and tensors used twice ---------------------------------------------------

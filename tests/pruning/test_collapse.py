@@ -91,9 +91,9 @@ def test_what_each_knob_does():
     with pytest.warns(NumericalWarning, match=LOST):
         ticket = by_masks(system, masks, collapse="warn")
     assert finding(ticket)["dependence"] == "lost"
-    # four passes of 8 of the 9 examples, for (masks, dense) × (own, positive): the
-    # third, of the dense network itself, tells that it is the mask's doing
-    assert finding(ticket)["check_gradients"] == pytest.approx(3 * 8 / 9)
+    # four passes of 8 of the 9 examples, of the masked network from all three starts
+    # and of the dense one, which tells that it is the mask's doing
+    assert finding(ticket)["check_gradients"] == pytest.approx(4 * 8 / 9)
     quiet = by_masks(system, masks, collapse="ignore")
     assert finding(quiet) == {"dependence": "not tested"}
     assert all(torch.equal(quiet.masks[n], m) for n, m in ticket.masks.items())
@@ -119,6 +119,111 @@ def test_dead_units_are_no_lost_path():
     ticket = random(system_of(net, 4, 3), density=0.7, seed=1)
     assert finding(ticket)["dependence"] == "kept"
     assert finding(ticket)["check_gradients"] == pytest.approx(2 * 8 / 9)
+
+
+class Negated(nn.Module):
+    """Its rectifier sees the negative of a positive layer."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.a, self.b = nn.Linear(4, 5).double(), nn.Linear(5, 3).double()
+
+    def forward(self, x):
+        return self.b(torch.relu(-self.a(x)))
+
+
+class Pixels(nn.Module):
+    """It takes 0 to 255, and shifts and scales them itself."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.net = small_net(widths=(4, 6, 6, 6, 3), activation=nn.ReLU)
+
+    def forward(self, x):
+        return self.net((x - 127.5) / 127.5)
+
+
+@pytest.mark.parametrize("net", [Negated, Pixels])
+def test_a_path_through_a_negation_or_a_shift_is_no_lost_path(net):
+    x, y = classes(9, 4, 3)
+    if net is Pixels:
+        x = 255.0 * (x - x.min()) / (x.max() - x.min())
+    model = net()
+    with torch.no_grad():  # all units are dead on the data
+        for name, part in model.named_parameters():
+            if name.endswith("bias"):
+                part.fill_(-1e3 if net is Pixels else 1e3)
+    system = GradientSystem(model, CE, (x, y))
+    shapes = {n: dict(model.named_parameters())[n].shape for n in system.prunable}
+    masks = {n: torch.zeros(shape, dtype=torch.bool) for n, shape in shapes.items()}
+    for mask in masks.values():
+        mask[1, 1] = True  # one path
+    assert finding(by_masks(system, masks))["dependence"] == "kept"
+    masks[system.prunable[-1]] = ~masks[system.prunable[-1]]
+    masks[system.prunable[-1]][:, 1] = False  # and none
+    with pytest.raises(InvalidInputError, match=LOST):
+        by_masks(system, masks)
+
+
+class Steps(nn.Module):
+    """A recurrent network over sequences, steps first."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.rnn, self.head = nn.RNN(3, 4).double(), nn.Linear(4, 4).double()
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][-1])
+
+
+class Nodes(nn.Module):
+    """Means over the edges of a graph."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.a, self.b = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
+
+    def forward(self, x, edges):
+        h = torch.relu(self.a(x))
+        return self.b(h.index_add(0, edges[1], h[edges[0]]))
+
+
+@pytest.mark.parametrize("kind", ["steps first", "graph"])
+def test_pairs_that_are_no_examples_are_not_cut(kind):
+    draw = torch.Generator().manual_seed(0)
+    if kind == "graph":
+        x = torch.randn(20, 3, generator=draw, dtype=torch.float64)
+        batch = x, torch.randint(0, 20, (2, 50), generator=draw)
+        net, loss = Nodes(), lambda net, batch: net(*batch).square().mean()
+    else:
+        x = torch.randn(5, 16, 3, generator=draw, dtype=torch.float64)
+        batch = x, torch.randint(0, 4, (16,), generator=draw)
+        net, loss = Steps(), lambda net, batch: CE(net(batch[0]), batch[1])
+    system = GradientSystem(net, None, [batch], batch_loss=loss)
+    ticket = magnitude(system, density=0.5)
+    assert finding(ticket)["dependence"] == "kept"
+    assert finding(ticket)["check_gradients"] == 1.0
+
+
+def test_buffers_that_forward_passes_change_stay():
+    class Counts(nn.Module):
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.head = nn.Linear(4, 3).double()
+            self.register_buffer("seen", torch.zeros(3, dtype=torch.float64))
+
+        def forward(self, x):
+            out = self.head(x)
+            self.seen.add_(out.detach().mean(0))
+            return out
+
+    net = Counts()
+    system = system_of(net, 4, 3)
+    ticket = magnitude(system, density=0.5)
+    assert not ticket.buffers["seen"].any()
+    first = system.loss(), system.gradient()
+    assert all(map(torch.equal, first, (system.loss(), system.gradient())))
+    assert not net.seen.any()
 
 
 def test_zeros_at_the_start_are_no_lost_path():

@@ -136,6 +136,24 @@ def test_every_gradient_of_a_step_counts(name):
     assert found.gradients == pytest.approx(CountedLBFGS.seen * 20 / N)
 
 
+class Seen(nn.Module):
+    """Count the examples that pass, in all copies."""
+
+    examples = 0
+
+    def forward(self, x):
+        Seen.examples += len(x)
+        return x
+
+
+def test_the_samples_of_a_fisher_matrix_are_all_that_passes():
+    net = nn.Sequential(Seen(), small_net(widths=(4, 5, 3)))
+    system = GradientSystem(net, CE, classes(N, 4, 3))
+    Seen.examples = 0
+    pruning.obs_scores(system, samples=10, block_size=5)
+    assert Seen.examples == 10
+
+
 @pytest.mark.parametrize(
     ("name", "knobs"),
     [

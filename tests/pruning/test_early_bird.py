@@ -1,6 +1,8 @@
 import copy
 import itertools
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from problems import classes, small_net
@@ -74,15 +76,61 @@ def test_the_sources_rule_and_the_stopping_rule_at_rest(ratio):
 @pytest.mark.parametrize("density", [0.02, 0.34, 0.5], ids=str)
 def test_a_density_keeps_the_exact_number_of_channels(density):
     _, system = problem()
-    with_warning = pytest.warns(NumericalWarning, match="No channel is left of")
     if density < 0.1:
-        with with_warning:
-            found = early_bird(system, train=recipe(), density=density)
+        with pytest.warns(NumericalWarning) as said:
+            found = early_bird(system, train=recipe(), density=density, collapse="warn")
+        assert "No channel is left of" in str(said[0].message)
     else:
         found = early_bird(system, train=recipe(), density=density)
     kept = sum(int(mask.sum()) for mask in found.masks.values())
     assert kept == max(1, int(density * 15 + 0.5))
     assert found.density == kept / 15
+
+
+@pytest.mark.parametrize("unit", ["weight", "channel"])
+def test_a_ticket_that_lost_its_input_is_refused(unit):
+    net, system = problem()
+    with torch.no_grad():
+        (net[0] if unit == "weight" else net[1]).weight.mul_(1e-3)
+    call = lambda **kwargs: early_bird(  # noqa: E731
+        system, train=recipe(), density=0.4, unit=unit, **kwargs
+    )
+    said = r"At density 0\.4 no path of kept"
+    with warnings.catch_warnings():  # of a norm that lost all its channels
+        warnings.filterwarnings("ignore", "No channel is left", NumericalWarning)
+        with pytest.raises(InvalidInputError, match=said):
+            call()
+        with pytest.warns(NumericalWarning, match=said):
+            found = call(collapse="warn")
+    settings = dict(found.provenance.settings)
+    assert settings["collapse"]["dependence"] == "lost"
+    assert found.ticket.provenance == found.provenance
+    with pytest.raises(InvalidInputError, match="collapse is 'no'"):
+        call(collapse="no")
+
+
+@pytest.mark.parametrize("unit", ["weight", "channel"])
+def test_equal_sizes_choose_nothing(unit):
+    # a warm-up that leaves all sizes equal: no ticket is made of the flat index
+    net, system = problem()
+    with torch.no_grad():
+        for place in (0, 3, 6) if unit == "weight" else (1, 4):
+            net[place].weight.fill_(1.0)
+    with pytest.raises(ConvergenceError, match="It keeps nothing: all scales tie"):
+        early_bird(system, train=recipe(), density=0.5, unit=unit)
+
+
+def test_knobs_of_other_libraries_are_plain_numbers(tmp_path):
+    _, system = problem()
+    knobs = {"tolerance": np.float32(0.25), "penalty": torch.tensor(0.5)}
+    found = early_bird(system, train=recipe(), prune_ratio=np.float32(0.5), **knobs)
+    found.save(tmp_path / "found")
+    assert type(EarlyBird.load(tmp_path / "found", system.model).tolerance) is float
+    for name in ("tolerance", "penalty", "prune_ratio"):
+        with pytest.raises(InvalidInputError, match=name):
+            early_bird(
+                system, train=recipe(), **({"prune_ratio": 0.5} | {name: "much"})
+            )
 
 
 def transcribed(system, *, ratio, lam, lr, steps, window, tolerance):

@@ -280,3 +280,18 @@ def test_no_verdict_without_a_step(start_step: int) -> None:
         check(system, ticket, start_step=start_step)
     with pytest.raises(InvalidInputError, match="start_step is -1"):
         check(system, ticket, start_step=-1)
+
+
+def test_knobs_of_other_libraries_are_plain(tmp_path) -> None:
+    system, ticket, _ = planted()
+    knobs = {"confidence": np.float32(0.5), "margin": torch.tensor(0.25)}
+    found = check(system, ticket, seeds=np.arange(2), **knobs)
+    found.save(tmp_path / "found.st")
+    again = SanityCheck.load(tmp_path / "found.st")
+    assert (again.confidence, again.margin, again.seeds) == (0.5, 0.25, (0, 1))
+    plain = check(system, ticket, seeds=(0, 1), confidence=0.5, margin=0.25)
+    assert found.drops == plain.drops
+    with pytest.raises(InvalidInputError, match="margin is much"):
+        check(system, ticket, margin="much")
+    with pytest.raises(InvalidInputError, match="at least two different"):
+        check(system, ticket, seeds=torch.tensor([1, 1]))

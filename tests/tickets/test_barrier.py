@@ -239,7 +239,7 @@ def test_tensors_that_the_runs_lack_are_not_made_up():
     )
     head = train(part, lambda p: torch.optim.SGD(p, lr=0.1), steps=2)
     with pytest.raises(
-        InvalidInputError, match=r"no 0\.weight, .*state of all of them"
+        InvalidInputError, match=r"no 0\.weight, .*With net the one that was trained"
     ):
         error_barrier(head, head, problem, points=3)
     deeper = dataclasses.replace(
