@@ -593,14 +593,38 @@ class GradientSystem:
         """Return the masked system at a ticket's state and buffers.
 
         Args:
-            ticket: Masks with their state and buffers.
+            ticket: Masks with their state and buffers. Its values of parameters that
+                are not selected take the place of the model's.
 
         Returns:
             A system whose coordinates are the ticket's survivors.
-        """
-        return self.with_mask(ticket.masks).with_state(
-            ticket.state, buffers=ticket.buffers
-        )
+
+        Raises:
+            InvalidInputError: If the ticket's names or shapes are not the model's.
+        """  # noqa: DOC502 - raised by the parts
+        state = ticket.state
+        twin = self.with_mask(ticket.masks).with_state(state, buffers=ticket.buffers)
+        twin._freeze({n: v for n, v in state.items() if n not in self.names})
+        return twin
+
+    def _freeze(self, values: Mapping[str, Tensor]) -> None:
+        # in a copy of the module, which other systems share
+        own = {n: p for n, p in self.module.named_parameters() if n in values}
+        for name, part in own.items():
+            if values[name].shape != part.shape:
+                raise InvalidInputError(
+                    f"The ticket's {name} has shape {tuple(values[name].shape)}, the "
+                    f"model's {tuple(part.shape)}. Pass a ticket of this model."
+                )
+        if all(torch.equal(part, values[name].to(part)) for name, part in own.items()):
+            return
+        self.model = copy.deepcopy(self.module)
+        own = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name in values.keys() & own.keys():
+                own[name].copy_(values[name])
+        self._loss = MeanLoss(self.model, self.loss_fn, self.batch_loss)
+        self._deterministic = []
 
     def with_data(self, data: Any) -> "GradientSystem":
         """Return the same system on other data.

@@ -1,12 +1,13 @@
 """The error barrier on the segment between two trained states."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
 from dynprune.core import (
     Cost,
@@ -15,10 +16,11 @@ from dynprune.core import (
     isolated,
     track,
     unknown,
+    whole,
 )
-from dynprune.system import read
+from dynprune.system import length, read
 from dynprune.tickets._ticket import Ticket
-from dynprune.training import Run, evaluate
+from dynprune.training import ProblemLike, Run, check_whole, evaluate
 
 NormStatistics = Literal["interpolate", "reestimate"]
 _POINTS = 30
@@ -135,22 +137,25 @@ def error_barrier(
     Args:
         a: A finished :class:`dynprune.training.Run`, or anything with a ``state`` and
             ``buffers`` of named tensors, e.g. a level of ``pruning.imp``. Of a ticket
-            the masked state counts.
+            the masked state counts. Parameters that it lacks must be frozen by the
+            problem, with one value for all seeds.
         b: Another one.
         problem: A ``Problem``: its model, metric, loss and data.
         split: What is evaluated.
         points: Number of α, at least 3.
         buffers: Norm statistics between the ends: ``"interpolate"``, or
             ``"reestimate"`` from one pass over the training split in train mode, at the
-            ends too (batches must be pairs). Integer buffers are those of ``a``.
+            ends too: means over its batches, each weighted by its examples (batches
+            must be pairs). Integer buffers are those of ``a``.
         progress: Draw a bar.
 
     Returns:
         The barrier.
 
     Raises:
-        InvalidInputError: If the two differ in names or shapes, there are too few
-            points, or an argument has an unknown value.
+        InvalidInputError: If the two differ in names or shapes or lack tensors of the
+            problem's model (a run of selected parameters lacks the others), there are
+            too few points, or an argument has an unknown value.
 
     Cost:
         ``points`` forward passes over the split, and over the training split where
@@ -162,13 +167,22 @@ def error_barrier(
     """  # noqa: DOC501 - unknown() makes an InvalidInputError
     if buffers not in get_args(NormStatistics):
         raise unknown("way to treat buffers", buffers, get_args(NormStatistics))
+    points = whole(points, name="points")
     if points < 3:
         raise InvalidInputError(
             f"A barrier over {points} points was asked for. Pass at least 3, e.g. 30."
         )
+    if not isinstance(problem, ProblemLike):
+        raise InvalidInputError(
+            f"A barrier was asked for on a {type(problem).__name__}. Pass the Problem "
+            "that was trained on, which makes the model and has the data."
+        )
     first, second = _named(a), _named(b)
     check_ends(first, second)
     model = problem.model(0)
+    _fill(model, first)
+    _check_buffers(model, first, buffers)
+    check_whole(model, first, problem)
     found = []
     alphas = torch.linspace(0.0, 1.0, points, dtype=torch.float64)
     for alpha in track(alphas.tolist(), label="tickets.barrier", show=progress):
@@ -287,16 +301,53 @@ def _fill(model: nn.Module, values: Mapping[str, Tensor]) -> None:
             own[name].copy_(value)
 
 
+def _check_buffers(
+    model: nn.Module, given: Mapping[str, Tensor], way: NormStatistics
+) -> None:
+    missing = [name for name, _ in model.named_buffers() if name not in given]
+    if missing and way == "interpolate":
+        raise InvalidInputError(
+            f"The runs have no buffer {missing[0]}, which the problem's model has. "
+            "Pass runs with their buffers, or buffers='reestimate'."
+        )
+
+
+@torch.no_grad()
 def _reestimate(model: nn.Module, problem: Any) -> None:
-    place = next(model.parameters())
-    batches = read(
-        problem.split("train"),
-        dtype=place.dtype,
-        device=place.device,
-        microbatch=_BATCH,
-    )
+    norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]
+    if not norms:
+        return
+    place, data = next(model.parameters()), problem.split("train")
+    batches = read(data, dtype=place.dtype, device=place.device, microbatch=_BATCH)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+    model.train()
+    seen = 0
     with isolated(0):
-        update_bn(batches, model)
+        for batch in _joined(batches):
+            seen += length(batch)
+            for norm in norms:  # so that every example counts as much as any other
+                norm.momentum = length(batch) / seen
+            model(batch[0] if isinstance(batch, tuple | list) else batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+def _joined(batches: Iterable[Any]) -> Iterator[Any]:
+    # a batch of one example, which has no variance, is joined to its neighbour
+    held = None
+    for batch in batches:
+        if held is None:
+            held = batch
+        elif min(length(held), length(batch)) > 1:
+            yield held
+            held = batch
+        else:
+            held = pytree.tree_map(lambda *parts: torch.cat(parts), held, batch)
+    if held is not None:
+        yield held
 
 
 def _height(values: Tensor) -> float:

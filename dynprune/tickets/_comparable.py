@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, whole
 from dynprune.system import GradientSystem
 from dynprune.tickets._apply import check_masks, check_same
 from dynprune.tickets._measures import CHAIN
@@ -107,7 +107,9 @@ def check_alike(tickets: Sequence[Ticket], labels: Sequence[str]) -> None:
             ) from error
 
 
-def check_numbers(*, shuffles: int, eigenvalues: int, groups: int, power: int) -> None:
+def check_numbers(
+    *, shuffles: int, eigenvalues: int, groups: int, power: int
+) -> tuple[int, int, int]:
     """Refuse numbers out of range.
 
     Args:
@@ -116,9 +118,15 @@ def check_numbers(*, shuffles: int, eigenvalues: int, groups: int, power: int) -
         groups: At least 3.
         power: 1 or 2.
 
+    Returns:
+        The first three as integers of Python.
+
     Raises:
-        InvalidInputError: If one is.
+        InvalidInputError: If one is out of range, or no integer.
     """
+    shuffles = whole(shuffles, name="shuffles")
+    eigenvalues = whole(eigenvalues, name="eigenvalues")
+    groups = whole(groups, name="groups")
     for name, value, least in (
         ("shuffles", shuffles, 2),
         ("eigenvalues", eigenvalues, 0),
@@ -130,6 +138,7 @@ def check_numbers(*, shuffles: int, eigenvalues: int, groups: int, power: int) -
         raise InvalidInputError(
             f"A path norm of power {power} was asked for. Pass 1 or 2."
         )
+    return shuffles, eigenvalues, groups
 
 
 def check_model(

@@ -74,8 +74,9 @@ def compare(
     norm (:func:`path_norm`), where a model is known; Ramanujan δ_S and δ_R of each
     layer, clustering and path length of the relational graph (:func:`graph_measures`);
     locality, the mean :math:`\sum w^4 / (\sum w^2)^2` of the units of the first layer;
-    with a system, gradient flow :math:`\|\nabla L(m \odot \theta)\|^2` and eigenvalues
-    of the Hessian at the start of training. Their null is ``shuffles`` layer-wise
+    with a system, gradient flow :math:`\|m \odot \nabla L(m \odot \theta)\|^2` (of the
+    survivors alone) and eigenvalues of their Hessian at the start of training. Their
+    null is ``shuffles`` layer-wise
     shuffles of the ticket: mean, standard deviation, z (of few shuffles heavier-tailed
     than a normal number), and a permutation p-value that cannot fall below
     1 / (shuffles + 1).
@@ -144,7 +145,7 @@ def compare(
     """  # noqa: DOC502 - raised by the checks
     tickets, names = labelled(a, b, labels)
     check_alike(tickets, names)
-    check_numbers(
+    shuffles, eigenvalues, groups = check_numbers(
         shuffles=shuffles, eigenvalues=eigenvalues, groups=groups, power=power
     )
     check_model(tickets[0], system, model, eigenvalues)

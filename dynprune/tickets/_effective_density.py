@@ -21,9 +21,9 @@ def effective_density(
     with positive weights, no biases and linear units, w is on a path iff
     :math:`|w| \, \partial R / \partial |w| > 0` for the summed output R. (The copy has
     random weights where a weight is kept, so one of value 0 counts as a connection.
-    Norms pass units one by one; max pooling passes its whole window, a softmax module
-    all units of its dimension; through functions whose slopes have signs, such as
-    attention, the condition is ≠ 0, and where they saturate, paths are lost.)
+    Norms pass units one by one; a max-pooling module passes its whole window, a softmax
+    module all units of its dimension; through functions whose slopes have signs, such
+    as attention, the condition is ≠ 0, and where they saturate, paths are lost.)
     Without a model the masks are read as a chain of Linear and Conv layers in their
     order, by boolean reachability of units. **That is wrong where layers are joined
     otherwise**, e.g. by a skip connection, or store their weights otherwise than (out,

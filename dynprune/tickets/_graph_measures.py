@@ -6,7 +6,7 @@ from typing import Any, final
 
 from torch import nn
 
-from dynprune.core import InvalidInputError, Provenance
+from dynprune.core import InvalidInputError, Provenance, whole
 from dynprune.tickets._apply import check_masks
 from dynprune.tickets._layer_forms import LayerForms
 from dynprune.tickets._ramanujan import ramanujan
@@ -137,6 +137,7 @@ def graph_measures(
         >>> round(found.ramanujan_r[0], 5)  # complete: λ₂ = 0
         4.56048
     """
+    groups = whole(groups, name="groups")
     if groups < 3:
         raise InvalidInputError(
             f"A relational graph of {groups} groups was asked for, which can have no "

@@ -31,6 +31,11 @@ def read_mapping(text: str, sources: Sequence[int], targets: Stages) -> Mapped:
         >>> read_mapping("0:0;1:1,2", [2], (("a.0", "a.1", "a.2"),))
         ((0, 1, 1),)
     """
+    if not isinstance(text, str):
+        raise InvalidInputError(
+            f"A mapping was given as a {type(text).__name__}. Write it as text, "
+            "source:target,target with ';' between sources, e.g. '0:0;1:1,2'."
+        )
     parts = text.split("|")
     if len(parts) == 1:
         parts *= len(targets)

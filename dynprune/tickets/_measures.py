@@ -149,7 +149,9 @@ class TicketMeasures:
         if isinstance(model, nn.Module):
             return PathNetwork(model, check_example(example))
         if self._chain:
-            self.notes.append("path_norm: pass model= or system=")
+            known = self._system is not None
+            way = "leave out model='chain'" if known else "pass model= or system="
+            self.notes.append(f"path_norm: {way}")
             return None
         if self._system is None:
             self.notes.append(

@@ -44,11 +44,6 @@ _NORMS = (*_PER_CHANNEL, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 _SOFTMAXES = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d)
 _MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _ADAPTIVE = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
-_AVERAGES: dict[int, Any] = {
-    1: functional.avg_pool1d,
-    2: functional.avg_pool2d,
-    3: functional.avg_pool3d,
-}
 _ADAPTIVE_AVERAGES: dict[int, Any] = {
     1: functional.adaptive_avg_pool1d,
     2: functional.adaptive_avg_pool2d,
@@ -70,11 +65,11 @@ class PathNetwork:
     With non-negative weights, no biases and linear units the output is a sum over
     paths of products of weights. In a private float64 copy in eval mode: activation
     modules and dropout pass their input; norm modules multiply it by their scale;
-    max-pooling modules sum their window; parameters called ``…bias`` are zero. Where
-    only connections count, norm modules also divide by the mean size of their input,
-    lest values double at every addition of a residual stream, and softmax modules add
-    the mean over their dimension. What a model computes by functions instead of modules
-    stays as it is.
+    max-pooling modules sum their window; parameters called ``…bias`` or ``bias_…`` are
+    zero. Where only connections count, norm modules also divide by the mean size of
+    their input, lest values double at every addition of a residual stream, and softmax
+    modules add the mean over their dimension. What a model computes by functions
+    instead of modules stays as it is.
 
     Args:
         model: The user's model; not changed.
@@ -227,12 +222,7 @@ class PathNetwork:
                 if _number(module.dilation) == 1 and not module.return_indices:
                     _replace(module, functools.partial(_sum_pooled, module))
             elif isinstance(module, _ADAPTIVE) and not module.return_indices:
-                size = module.output_size
-                dims = _ADAPTIVE.index(type(module)) + 1
-                _replace(
-                    module,
-                    functools.partial(_ADAPTIVE_AVERAGES[dims], output_size=size),
-                )
+                _replace(module, functools.partial(_sum_adaptive, module))
 
     def _normed(self, module: Any, x: Tensor) -> Any:
         size = 0.0 if self._counts else float(x.detach().abs().mean())
@@ -275,13 +265,20 @@ class PathNetwork:
             return make(leaf.shape).to(device=leaf.device, dtype=torch.float64)
 
         filled = pytree.tree_map(value, self._example)
-        with isolated(0):
-            if isinstance(filled, Mapping):
-                found = self._net(**filled)
-            elif isinstance(filled, tuple):
-                found = self._net(*filled)
-            else:
-                found = self._net(filled)
+        try:
+            with isolated(0):
+                if isinstance(filled, Mapping):
+                    found = self._net(**filled)
+                elif isinstance(filled, tuple):
+                    found = self._net(*filled)
+                else:
+                    found = self._net(filled)
+        except (RuntimeError, TypeError, ValueError, LookupError) as error:
+            why = (str(error) or type(error).__name__).strip().splitlines()[0]
+            raise InvalidInputError(
+                f"The model cannot be called with the example ({_shown(filled)}): "
+                f"{why} Pass example=torch.ones(1, ...) of the shape of one example."
+            ) from error
         leaves = [
             leaf
             for leaf in pytree.tree_leaves(found)
@@ -326,6 +323,15 @@ def check_example(example: Any) -> Any:
     return example
 
 
+def _shown(example: Any) -> str:
+    return ", ".join(
+        f"tensor {tuple(leaf.shape)}"
+        if isinstance(leaf, Tensor)
+        else type(leaf).__name__
+        for leaf in pytree.tree_leaves(example)
+    )
+
+
 def _positive(shape: Any, draw: torch.Generator) -> Tensor:
     return 0.5 + torch.rand(shape, generator=draw, dtype=torch.float64)
 
@@ -362,10 +368,28 @@ def _any(masks: Mapping[str, Tensor]) -> bool:
 
 def _sum_pooled(module: Any, x: Tensor) -> Any:
     dims = _MAX_POOLS.index(type(module)) + 1
-    size = module.kernel_size
-    window = math.prod(size) if isinstance(size, tuple) else size**dims
-    pooled = _AVERAGES[dims](x, size, module.stride, module.padding, module.ceil_mode)
-    return pooled * window
+    sizes = (module.kernel_size, module.stride, module.padding)
+    if dims == 1:  # torch has no sum of one dimension; (1, k) windows are one
+        kernel, stride, padding = (_single(size) for size in sizes)
+        sizes, x = ((1, kernel), (1, stride), (0, padding)), x.unsqueeze(-2)
+    pool = functional.avg_pool3d if dims == 3 else functional.avg_pool2d
+    pooled = pool(x, *sizes, module.ceil_mode, divisor_override=1)
+    return pooled.squeeze(-2) if dims == 1 else pooled
+
+
+def _sum_adaptive(module: Any, x: Tensor) -> Any:
+    dims = _ADAPTIVE.index(type(module)) + 1
+    pooled = _ADAPTIVE_AVERAGES[dims](x, module.output_size)
+    for dim in range(-dims, 0):
+        old, new = x.shape[dim], pooled.shape[dim]
+        edges = [(i * old // new, -(-(i + 1) * old // new)) for i in range(new)]
+        counts = x.new_tensor([float(stop - start) for start, stop in edges])
+        pooled = pooled * counts.view(-1, *(1 for _ in range(-dim - 1)))
+    return pooled
+
+
+def _single(value: int | tuple[int]) -> int:
+    return value[0] if isinstance(value, tuple) else value
 
 
 def _number(value: int | tuple[int, ...]) -> int:
@@ -373,4 +397,6 @@ def _number(value: int | tuple[int, ...]) -> int:
 
 
 def _is_bias(name: str) -> bool:
-    return name.rpartition(".")[2].endswith("bias")
+    own = name.rpartition(".")[2]
+    # also bias_ih_l0 of recurrent layers, bias_k of attention
+    return own.endswith("bias") or own.startswith("bias_")

@@ -20,8 +20,9 @@ def path_norm(
 
     over all paths from an input to an output, by one forward pass of :math:`|m \odot
     \theta|^p` on ones in float64. Biases start no path; a batch norm multiplies by
-    :math:`\gamma / \sqrt{v + \epsilon}`; max pooling counts as a sum over its window,
-    and average pooling keeps its factor 1/n whatever p.
+    :math:`\gamma / \sqrt{v + \epsilon}`; a max-pooling module counts as a sum over its
+    window (called as a function, ``F.max_pool2d``, it stays a maximum), and average
+    pooling keeps its factor 1/n whatever p.
 
     Args:
         ticket: The ticket.

@@ -20,8 +20,9 @@ def plot(layer_densities: Mapping[str, float], density: float, ax: Any = None) -
 
         height = 1.2 + 0.25 * len(layer_densities)
         _, ax = plt.subplots(figsize=(6, height), layout="constrained")
-    names = list(layer_densities)
-    ax.barh(names, [layer_densities[name] for name in names], color="tab:blue")
+    # a pair of $ would be read as mathematics
+    names = [name.replace("$", r"\$") for name in layer_densities]
+    ax.barh(names, list(layer_densities.values()), color="tab:blue")
     ax.axvline(density, color="black", linestyle="--", label=f"all: {density:.3g}")
     ax.invert_yaxis()
     ax.set_xlim(0, 1)

@@ -44,7 +44,7 @@ def plot(
     """
     tree = _tree(table, distance=distance)
     order = tree["leaves"]
-    title = _TITLES.get(measure, measure.replace("_", " ")) + where
+    title = _TITLES.get(measure, measure.replace("_", " ")) + _plain(where)
     if ax is not None:
         _heat(ax, table, order, title, distance=distance)
         return ax

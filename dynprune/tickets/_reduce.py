@@ -10,6 +10,7 @@ from dynprune.tickets._dense import to_dense
 from dynprune.tickets._export_results import Export, size
 from dynprune.tickets._follow import follow
 from dynprune.tickets._same_outputs import compared, outputs
+from dynprune.tickets._shrink import weight_of
 from dynprune.tickets._sparse import exported
 from dynprune.tickets._ticket import Ticket
 from dynprune.tickets._trace import Example
@@ -76,7 +77,7 @@ def reduce(ticket: Ticket, model: nn.Module, *, example: Example) -> Export:
         layers=tuple(
             (
                 name,
-                f"{len(channels.layers[name].module.weight)} of {count} units",
+                f"{len(weight_of(channels.layers[name].module))} of {count} units",
                 sizes[name],
                 size(small[name]),
             )

@@ -42,7 +42,8 @@ class Ticket:
 
     Raises:
         InvalidInputError: If there is no mask, a mask is not boolean, keeps nothing
-            anywhere, has no parameter of its shape, or a parameter is not finite.
+            anywhere, has no parameter of its shape, a parameter is not finite, or
+            something is no tensor with data (NumPy, the meta device, float8).
 
     Example:
         >>> ticket = Ticket.make(
@@ -244,7 +245,10 @@ class Ticket:
         """Write the state into a model and mask it with ``torch.nn.utils.prune``.
 
         Each masked ``weight`` becomes ``weight_orig`` (θ, not masked) and
-        ``weight_mask``, so that the mask is part of the forward pass.
+        ``weight_mask``, so that the mask is part of the forward pass. The model can
+        still be copied with ``copy.deepcopy``. As ever with torch's prune, the masked
+        weight is computed when its module is called: one that is read without that call
+        (``F.linear(x, self.a.weight)``) is the one of the last call.
 
         Args:
             model: The user's model; it is changed.
@@ -411,6 +415,20 @@ class Ticket:
 
 
 def _copies(items: Iterable[tuple[str, Tensor]]) -> Items:
-    return tuple(
-        (name, part.detach().to("cpu", copy=True).contiguous()) for name, part in items
-    )
+    found = []
+    for name, part in items:
+        if not isinstance(part, Tensor) or part.is_meta or _is_float8(part.dtype):
+            kind = type(part).__name__
+            if isinstance(part, Tensor):
+                kind = "tensor without data (meta)" if part.is_meta else str(part.dtype)
+            raise InvalidInputError(
+                f"{name!r} was given to a ticket as a {kind}. Pass a torch tensor with "
+                "data, of at least 16 bits where it is floating-point."
+            )
+        found.append((name, part.detach().to("cpu", copy=True).contiguous()))
+    return tuple(found)
+
+
+def _is_float8(dtype: torch.dtype) -> bool:
+    # float8 has no arithmetic
+    return dtype.is_floating_point and dtype.itemsize == 1

@@ -1,7 +1,7 @@
 """Bridge to ``torch.nn.utils.prune``: masks in the graph of a user's model."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, final
 
 import torch
@@ -84,10 +84,10 @@ def make_permanent_(module: nn.Module) -> None:
     names = [str(method._tensor_name) for method in _methods(module)]
     for name in names:
         prune.remove(module, name)
-    # torch puts them last; optimisers and their files go by the order
-    own = dict(module._parameters)
+    # optimisers and their files go by the order
+    own = _ordered(module, first=names)
     module._parameters.clear()
-    module._parameters.update({name: own.pop(name) for name in names} | own)
+    module._parameters.update(own)
     if isinstance(module.__dict__.get("__deepcopy__"), _Copier):
         del module.__dict__["__deepcopy__"]
     hooks: tuple[dict[int, Any], ...] = (
@@ -132,6 +132,9 @@ class _Copier:
         made: nn.Module = self.module.__new__(type(self.module))
         memo[id(self.module)] = made
         computed = {method._tensor_name for method in _methods(self.module)}
+        for name in computed:  # recurrent layers hold it in a list, too
+            part = self.module.__dict__[name]
+            memo[id(part)] = part.detach().clone()
         for key, value in self.module.__dict__.items():
             if key not in computed:
                 made.__dict__[key] = copy.deepcopy(value, memo)
@@ -188,12 +191,29 @@ def _places(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     # every holder of every parameter, by the name it has without a mask
     for prefix, module in model.named_modules():
         start = f"{prefix}." if prefix else ""
-        for attribute, part in module._parameters.items():
+        for attribute, part in _ordered(module):
             if part is None:
                 continue
             plain = attribute.removesuffix(_ORIGINAL)
             mask = module._buffers.get(plain + _MASK) if plain != attribute else None
             yield start + (attribute if mask is None else plain), part, mask
+
+
+def _ordered(
+    module: nn.Module, *, first: Collection[str] = ()
+) -> list[tuple[str, nn.Parameter | None]]:
+    # as before torch put the masked ones last: weights, then biases
+    names: list[str] = []
+    if isinstance(module, nn.RNNBase):
+        names = list(module._flat_weights_names)
+
+    def place(item: tuple[str, Any]) -> tuple[int, bool, bool]:
+        name = item[0].removesuffix(_ORIGINAL)
+        masked = name != item[0] or name in first
+        known = names.index(name) if name in names else len(names)
+        return known, "bias" in name, not masked
+
+    return sorted(module._parameters.items(), key=place)
 
 
 def _masks(model: nn.Module) -> dict[int, tuple[str, Tensor]]:

@@ -1,6 +1,8 @@
 """Moves a system forward: optimiser loop, recorder, exact resume, evaluation."""
 
 from dynprune.training._evaluate import (
+    ProblemLike,
+    check_whole,
     evaluate,
 )
 from dynprune.training._lone import (
@@ -45,6 +47,7 @@ __all__ = [
     "Move",
     "Mover",
     "OptimizerFactory",
+    "ProblemLike",
     "Recipe",
     "Recorder",
     "ResidentOrder",
@@ -53,6 +56,7 @@ __all__ = [
     "Schedule",
     "Trainer",
     "check_lone",
+    "check_whole",
     "evaluate",
     "train",
     "train_many",

@@ -1,6 +1,6 @@
 """Mean loss and metric over a split."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -90,7 +90,8 @@ def evaluate(
     Args:
         model_or_state: A module, whose mode, buffers and parameters stay as they
             were; or a :class:`Run`; or coordinates ``(P,)`` or named tensors, for
-            which a problem makes the model.
+            which a problem makes the model. Parameters that a run or state lacks must
+            be frozen by the problem, with one value for all seeds.
         problem_or_data: A ``Problem``; or ``(x, y)`` tensors or a loader, with
             ``loss_fn``.
         split: Which split of a problem.
@@ -98,15 +99,15 @@ def evaluate(
         metric: Values per example of (outputs, targets); the problem's by default,
             none for plain data.
         buffers: Of a state; those of a new model by default.
-        coordinates: Of a state on a masked system, or with selected parameters: pass
-            ``system.coordinates``.
+        coordinates: Of a state on a masked system: pass ``system.coordinates``.
 
     Returns:
         The mean loss, the mean metric (NaN without one) and the examples.
 
     Raises:
         InvalidInputError: If a state comes without a problem, a loss is missing, the
-            split is empty, or names and shapes do not fit the model.
+            split is empty, names and shapes do not fit the model, or parameters are
+            missing (those that ``parameters=`` of a system left out).
 
     Cost:
         One forward pass over the split, 10,000 resident examples at a time.
@@ -219,7 +220,39 @@ def _model(
         first = next(iter(given.values()))
         model.to(device=first.device, dtype=first.dtype)
     _fill(model, {**given, **(buffers or {})})
+    check_whole(model, given, problem)
     return model
+
+
+def check_whole(model: nn.Module, given: Collection[str], problem: ProblemLike) -> None:
+    """Refuse a state that leaves parameters of a problem's model as they were made.
+
+    Args:
+        model: What the problem made.
+        given: Names of what the state gives.
+        problem: The problem; what it freezes with one value for all seeds need not be
+            given.
+
+    Raises:
+        InvalidInputError: If some are missing; it says which.
+    """
+    missing = {n: p for n, p in model.named_parameters() if n not in given}
+    if missing:
+        other = dict(problem.model(1).named_parameters())
+        missing = {
+            name: part
+            for name, part in missing.items()
+            if part.requires_grad or not torch.equal(part, other[name].to(part))
+        }
+    if missing:
+        names = list(missing)
+        raise InvalidInputError(
+            f"The state has no {', '.join(names[:4])}{', …' if names[4:] else ''}, "
+            f"{len(names)} of the parameters of the problem's model, which would be as "
+            "they are made for seed 0. With net the one that was trained, pass the "
+            "state {**dict(net.named_parameters()), **run.parameters}, or evaluate net "
+            "itself, after run.apply_(net)."
+        )
 
 
 def _fill(model: nn.Module, values: Mapping[str, Tensor]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynprune.core import InvalidInputError, isolated, seeded_generators
 from dynprune.system import GradientSystem, is_resident, read
@@ -13,6 +13,8 @@ from dynprune.training._mover import Mover
 from dynprune.training._recipe import Recipe
 from dynprune.training._stacked_alike import difference
 from dynprune.training._stacked_mover import StackedMover
+from dynprune.training._stacked_order import StackedOrder
+from dynprune.training._stacked_train import batches_of
 
 _CHECKED = 8  # examples
 
@@ -67,17 +69,23 @@ def check_seeds(
 
 
 def check_agrees(
-    systems: Sequence[GradientSystem], recipe: Recipe, *, stack: int
+    systems: Sequence[GradientSystem],
+    recipe: Recipe,
+    *,
+    seeds: Sequence[int],
+    stack: int,
 ) -> bool:
     """Check one stacked gradient of every run against the one it has alone.
 
-    The stacks are those that training makes, one after the other. Buffers are compared
-    after it, too. A network that is random in train mode (dropout) is compared in eval
-    mode, and in train mode only tried.
+    The stacks are those that training makes, one after the other, with a batch for
+    each run where training has one. Buffers are compared after it, too. A network that
+    is random in train mode (dropout) is compared in eval mode, and in train mode only
+    tried.
 
     Args:
         systems: Alike, see :func:`check_alike`.
         recipe: How they train.
+        seeds: One for each.
         stack: Largest number of networks in one stack.
 
     Returns:
@@ -90,21 +98,25 @@ def check_agrees(
     Cost:
         For every run, two gradients over at most 8 examples.
     """  # noqa: DOC502 - raised by the parts
-    batch = _first_batch(systems[0], recipe)
+    shared = _first_batch(systems[0], recipe)
     training = recipe.mode == "train"
-    moves_randomly = training and _is_random(systems[0], recipe, batch)
+    moves_randomly = training and _is_random(systems[0], recipe, shared)
     calm = training and not moves_randomly
     for first in range(0, len(systems), stack):
-        part = systems[first : first + stack]
-        _compare(part, recipe, batch, first=first, training=calm)
-    if moves_randomly:
-        mover = _mover(systems[:stack], recipe, training=True)
-        with isolated(0):
-            _attempt(mover, batch)
+        part = slice(first, first + stack)
+        own = _own_batches(systems[part], recipe, seeds[part])
+        batch = shared if own is None else own
+        stacked = _mover(systems[part], recipe, training=calm, own=own is not None)
+        _compare(stacked, systems[part], recipe, batch, first=first, training=calm)
+        if moves_randomly and first == 0:
+            random = _mover(systems[part], recipe, training=True, own=own is not None)
+            with isolated(0):
+                _attempt(random, batch)
     return moves_randomly
 
 
 def _compare(
+    stack: StackedMover,
     systems: Sequence[GradientSystem],
     recipe: Recipe,
     batch: Any,
@@ -112,19 +124,19 @@ def _compare(
     first: int,
     training: bool,
 ) -> None:
-    stack = _mover(systems, recipe, training=training)
     losses = _attempt(stack, batch)
     for place, system in enumerate(systems):
         run = first + place
         one = Mover(system, recipe.optimizer, schedule=None, training=training, step=0)
-        pairs = {"loss": (losses[place], one.gradient(batch))}
-        for name, mine, own in zip(
-            system.names, stack.parameters, one.parameters, strict=True
+        mine = tuple(part[place] for part in batch) if stack.own else batch
+        pairs = {"loss": (losses[place], one.gradient(mine))}
+        for name, many, own in zip(
+            system.names, stack.parameters, _gradients(system, one), strict=True
         ):
-            if (mine.grad is None) != (own.grad is None):
+            if (many.grad is None) != (own is None):
                 raise _differs(run, f"gradient of {name}", math.inf)
-            if mine.grad is not None and own.grad is not None:
-                pairs[f"gradient of {name}"] = (mine.grad[place], own.grad)
+            if many.grad is not None and own is not None:
+                pairs[f"gradient of {name}"] = (many.grad[place], own)
         after = stack.buffers(place)
         pairs |= {f"buffer {n}": (after[n], part) for n, part in one.buffers().items()}
         _check_pairs(run, pairs, system.dtype)
@@ -163,7 +175,7 @@ def _attempt(mover: StackedMover, batch: Any) -> Tensor:
 
 
 def _mover(
-    systems: Sequence[GradientSystem], recipe: Recipe, *, training: bool
+    systems: Sequence[GradientSystem], recipe: Recipe, *, training: bool, own: bool
 ) -> StackedMover:
     return StackedMover(
         systems,
@@ -171,7 +183,7 @@ def _mover(
         schedule=recipe.schedule,
         training=training,
         step=0,
-        own=False,
+        own=own,
     )
 
 
@@ -181,9 +193,21 @@ def _is_random(system: GradientSystem, recipe: Recipe, batch: Any) -> bool:
         one = Mover(system, recipe.optimizer, schedule=None, training=True, step=0)
         with isolated(seed):
             loss = one.gradient(batch)
-        slopes = [p.grad for p in one.parameters if p.grad is not None]
+        slopes = [part for part in _gradients(system, one) if part is not None]
         found.append([loss, *slopes])
     return not all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def _gradients(system: GradientSystem, mover: Mover) -> list[Tensor | None]:
+    found = [part.grad for part in mover.parameters]
+    for name, part in zip(system.names, found, strict=True):
+        if part is not None and part.layout != torch.strided:
+            raise InvalidInputError(
+                f"Stacked training was asked of a network with a sparse gradient of "
+                f"{name}, which torch.func.vmap cannot batch. Make the embedding with "
+                "sparse=False, or use how='processes' or 'serial'."
+            )
+    return found
 
 
 def _first_batch(system: GradientSystem, recipe: Recipe) -> Any:
@@ -194,6 +218,25 @@ def _first_batch(system: GradientSystem, recipe: Recipe) -> Any:
         return next(
             read(data, dtype=system.dtype, device=system.device, microbatch=None)
         )
+
+
+def _own_batches(
+    systems: Sequence[GradientSystem], recipe: Recipe, seeds: Sequence[int]
+) -> Any:
+    if not batches_of(systems[0], recipe, seeds)[2]:
+        return None
+    for name, part in systems[0].module.named_modules():
+        # rows of all runs are looked up as one table, whose padding is run 0's
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            raise InvalidInputError(
+                f"Stacked training was asked with {len(set(seeds))} data orders of a "
+                f"network whose embedding {name!r} has padding_idx={part.padding_idx}: "
+                "torch.func.vmap would train the padding row of every run but the "
+                "first. Pass one seed for all, or how='processes' or 'serial'."
+            )
+    data = systems[0].data if recipe.data is None else recipe.data
+    order = StackedOrder(systems[0], data, batch_size=_CHECKED, seeds=seeds)
+    return next(order.epoch(0))
 
 
 def _twins(one: GradientSystem, other: GradientSystem) -> bool:

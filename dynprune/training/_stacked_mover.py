@@ -58,7 +58,7 @@ class StackedMover:
             first, optimizer, schedule=schedule, training=training, step=step
         )
         check_optimizer(self._one.optimizer)
-        self.net = self._one.net
+        self.net, self.own = self._one.net, own
         self._coordinates = [system.coordinates for system in systems]
         self._l2 = first.l2
         self._named = {

@@ -99,7 +99,7 @@ def check_stackable(
         )
     check_alike(systems, recipe)
     check_seeds(systems, recipe, seeds)
-    return check_agrees(systems, recipe, stack=stack)
+    return check_agrees(systems, recipe, seeds=seeds, stack=stack)
 
 
 def measured(

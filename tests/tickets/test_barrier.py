@@ -1,6 +1,7 @@
 """The error barrier: closed forms, both ways to treat norm statistics, refusals."""
 
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -228,3 +229,54 @@ def test_ends_that_are_tickets_are_masked():
     # the loss (1 + α)² goes from 1 to 4
     (loss,) = [r.value for r in table.readings if r.measure == "loss_barrier"]
     assert loss == pytest.approx(4.0 - 2.5)
+
+
+def test_tensors_that_the_runs_lack_are_not_made_up():
+    problem = normed()
+    a, b = runs(problem)
+    part = GradientSystem(
+        problem.model(3), problem.loss_fn, problem.train, parameters="3.*"
+    )
+    head = train(part, lambda p: torch.optim.SGD(p, lr=0.1), steps=2)
+    with pytest.raises(
+        InvalidInputError, match=r"no 0\.weight, .*With net the one that was trained"
+    ):
+        error_barrier(head, head, problem, points=3)
+    deeper = dataclasses.replace(
+        problem, make_model=lambda seed: problem.model(seed).append(nn.Linear(2, 2))
+    )
+    with pytest.raises(InvalidInputError, match=r"no 4\.weight, 4\.bias"):
+        error_barrier(a, b, deeper, points=3)
+    bare = [SimpleNamespace(state=run.parameters) for run in (a, b)]
+    with pytest.raises(InvalidInputError, match=r"no buffer 1\.running_mean"):
+        error_barrier(*bare, problem, points=3)
+    again = {"points": 3, "buffers": "reestimate"}
+    mine = error_barrier(*bare, problem, **again)
+    assert torch.equal(mine.losses, error_barrier(a, b, problem, **again).losses)
+
+
+@pytest.mark.parametrize("rest", [1, 3])
+@pytest.mark.parametrize("by_loader", [False, True])
+def test_every_example_counts_alike_when_statistics_are_measured_again(
+    rest, by_loader, monkeypatch
+):
+    monkeypatch.setattr("dynprune.tickets._barrier._BATCH", 20)
+    x = torch.randn(40 + rest, 3, generator=torch.Generator().manual_seed(0))
+    x[40:] += 30.0
+    pair = x, torch.zeros(len(x), 3)
+    problem = Problem(
+        make_model=lambda seed: nn.Sequential(nn.BatchNorm1d(3)),
+        loss_fn=squares,
+        train=list(zip(*(part.split(20) for part in pair), strict=True))
+        if by_loader
+        else pair,
+        validation=pair,
+        test=pair,
+    )
+    one = SimpleNamespace(state=dict(problem.model(0).named_parameters()))
+    found = error_barrier(one, one, problem, points=3, buffers="reestimate")
+    parts = [x[:20], x[20:]] if rest == 1 else x.split(20)
+    shares = [len(part) / len(x) for part in parts]
+    var = sum(w * part.var(0) for w, part in zip(shares, parts, strict=True))
+    expected = ((x - x.mean(0)) ** 2 / (var + 1e-5)).mean()
+    assert found.losses.tolist() == pytest.approx([float(expected)] * 3, rel=1e-4)

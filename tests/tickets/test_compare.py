@@ -219,6 +219,10 @@ def test_paths_without_a_model_are_not_guessed():
     for label, ticket in tickets.items():
         value = reading(chain, "effective_density", "all", label).value
         assert value == effective_density(ticket)["all"]
+    (note,) = [note for note in chain.notes if note.startswith("path_norm")]
+    assert note == "path_norm: pass model= or system="
+    both = compare(tickets, shuffles=0, model="chain", system=problem())
+    assert "path_norm: leave out model='chain'" in both.notes
     with_model = compare(
         tickets, shuffles=0, model=problem().model, example=torch.zeros(1, 6)
     )
@@ -506,3 +510,14 @@ def test_tickets_and_globals_stay(untouched):
         assert all(torch.equal(one.masks[n], m) for n, m in before[name].items())
     assert all(map(torch.equal, weights, system.model.parameters()))
     assert all(part.grad is None for part in system.model.parameters())
+
+
+def test_layers_with_a_dollar_in_their_names_are_drawn():
+    name = "cost$_{weight$"
+    made = [
+        Ticket.make({name: mask}, {name: torch.ones(2, 2)})
+        for mask in (torch.eye(2).bool(), torch.ones(2, 2).bool())
+    ]
+    found = compare(*made, labels=("$_{a", "b"), shuffles=0)
+    found.plot(layer=name).figure.draw_without_rendering()
+    made[0].plot().figure.draw_without_rendering()

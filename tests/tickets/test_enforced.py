@@ -218,6 +218,28 @@ def test_bridge_counts_what_a_system_prunes(make):
     assert all(torch.equal(again.masks[n], m) for n, m in found.masks.items())
 
 
+@pytest.mark.parametrize(
+    ("make", "pruned"),
+    [
+        (lambda: nn.Linear(3, 2), ["weight"]),
+        (lambda: nn.Linear(3, 2), ["bias", "weight"]),
+        (lambda: nn.BatchNorm1d(3), ["bias"]),
+        (lambda: nn.MultiheadAttention(4, 2), ["in_proj_weight"]),
+        (lambda: nn.LSTM(3, 4, 2), ["weight_hh_l1", "weight_ih_l0", "bias_ih_l0"]),
+    ],
+)
+def test_bridge_keeps_the_order_of_the_parameters(make, pruned):
+    with torch.random.fork_rng():
+        model = make()
+        order = [name for name, _ in model.named_parameters()]
+        for name in pruned:
+            nn.utils.prune.random_unstructured(model, name, amount=0.5)
+    found = Ticket.from_torch_prune(model)
+    assert list(found.state) == order
+    dense = found.to_dense(model)
+    assert [name for name, _ in dense.named_parameters()] == order
+
+
 def test_bridge_refuses_a_model_that_is_not_pruned():
     with pytest.raises(InvalidInputError, match="No tensor of the model is pruned"):
         Ticket.from_torch_prune(problem()[0])

@@ -394,3 +394,75 @@ def test_rows_of_a_masked_embedding_count_where_the_example_asks_for_them():
         found = effective_density(ticket, net, example=ids)
         assert found["e.weight"] == rows / 10
         assert found["o.weight"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("pool", "shape", "windows"),
+    [
+        (nn.MaxPool2d(2, ceil_mode=True), (3, 3), 9),
+        (nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True), (3, 3), 16),
+        (nn.MaxPool2d(2), (3, 3), 4),
+        (nn.MaxPool1d(2, ceil_mode=True), (5,), 5),
+        (nn.MaxPool1d((3,), stride=1, padding=1), (4,), 2 + 3 + 3 + 2),
+        (nn.MaxPool3d(2, ceil_mode=True), (3, 3, 3), 27),
+        (nn.AdaptiveMaxPool1d(3), (4,), 2 + 2 + 2),
+        (nn.AdaptiveMaxPool2d(1), (3, 3), 9),
+        (nn.AdaptiveMaxPool2d((2, None)), (3, 2), 2 * (2 + 2)),
+        (nn.AdaptiveMaxPool3d(1), (2, 2, 2), 8),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("power", [1, 2])
+def test_max_pooling_counts_every_element_of_every_window(pool, shape, windows, power):
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(shape) - 1]
+    net = nn.Sequential(conv(1, 1, 1, bias=False), pool)
+    nn.init.constant_(net[0].weight, 3.0)
+    ticket = ticket_of(net, masks_for(net, 2.0, 0))
+    found = path_norm(ticket, net, example=torch.ones(1, 1, *shape), power=power)
+    assert found == pytest.approx(3.0 * windows ** (1 / power), rel=1e-12)
+
+
+class LastOf(nn.Module):
+    """The last output of a recurrent layer, read by a linear one."""
+
+    def __init__(self, kind):
+        nn.Module.__init__(self)
+        self.rnn = kind(3, 4, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.out(self.rnn(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_biases_of_recurrent_layers_start_no_path(kind):
+    net = LastOf(kind)
+    masks = masks_for(net, 2.0, 0)
+    example = torch.ones(1, 5, 3)
+    whole = effective_density(ticket_of(net, masks), net, example=example)
+    assert whole["out.weight"] == whole["rnn.weight_ih_l0"] == 1.0
+    for name in ("rnn.weight_ih_l0", "rnn.weight_ih_l0_reverse"):
+        masks[name][:] = False
+    found = effective_density(ticket_of(net, masks), net, example=example)
+    assert set(found.values()) == {0.0}
+
+
+class Attends(nn.Module):
+    """Attention with a learned key and value beside those of the input."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.map = nn.Linear(3, 4)
+        self.attention = nn.MultiheadAttention(4, 2, add_bias_kv=True)
+
+    def forward(self, x):
+        h = self.map(x)
+        return self.attention(h, h, h)[0]
+
+
+def test_added_keys_and_values_of_attention_start_no_path():
+    net = Attends()
+    masks = {n: m for n, m in masks_for(net, 2.0, 0).items() if "bias" not in n}
+    masks["map.weight"][:] = False
+    found = effective_density(ticket_of(net, masks), net, example=torch.ones(1, 5, 3))
+    assert set(found.values()) == {0.0}

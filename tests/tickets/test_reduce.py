@@ -559,6 +559,9 @@ def test_features_beside_the_input_and_transposed_convolutions():
     assert small.back.in_channels == 5
     # an output without inputs is its bias everywhere, and is folded
     assert small.back.out_channels == small.two.in_channels == 3
+    forms = {name: form for name, form, *_ in reduce(ticket, model, example=x).layers}
+    assert forms["one"] == "3 of 4 units"
+    assert forms["back"] == "3 of 5 units"
 
 
 def test_networks_that_draw_numbers_leave_the_generator_alone(untouched):

@@ -272,6 +272,43 @@ def test_torch_pruned_models_can_be_copied(ran):
     assert torch.equal(copy.deepcopy(removed).weight, removed.weight)
 
 
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        nn.Module.__init__(self)
+        self.rnn, self.out = kind(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.rnn(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_torch_pruned_recurrent_models_can_be_copied(kind):
+    with torch.random.fork_rng():
+        model = Recurrent(kind)
+    draw = torch.Generator().manual_seed(0)
+    masks = {
+        name: torch.rand(part.shape, generator=draw) < 0.5
+        for name, part in model.named_parameters()
+        if "weight" in name
+    }
+    made = Ticket.make(masks, dict(model.named_parameters()))
+    made.to_torch_prune(model)
+    x = torch.randn(2, 5, 3, generator=draw)
+    before = model(x)
+    twin = copy.deepcopy(copy.deepcopy(model))
+    assert torch.equal(twin(x), before)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    for _ in range(2):
+        twin(x).square().sum().backward()
+        optimizer.step()
+    assert not torch.equal(twin(x), before)
+    assert torch.equal(model(x), before)
+    before.sum().backward()
+    plain = made.to_dense(twin)
+    assert torch.equal(plain(x), twin(x))
+    assert not plain.rnn.weight_hh_l0[~masks["rnn.weight_hh_l0"]].any()
+
+
 @every_optimiser
 def test_torch_pruned_models_resume(name):
     made = ticket()

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dynprune.core import Cost, InvalidInputError, Provenance, cite, save_tensors
+from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket, reinitialise, shuffle
 
 
@@ -235,3 +236,22 @@ def test_globals_stay(untouched):
     made = ticket()
     with untouched():
         shuffle(made, seed=1)
+
+
+def test_a_system_of_selected_parameters_takes_the_ticket_s_values_of_the_others():
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(2)).double()
+    y = torch.arange(8) % 3
+    model, loss = net(), nn.functional.cross_entropy
+    system = GradientSystem(model, loss, (x, y), parameters="3.*")
+    before = system.loss()
+    made = ticket(net(seed=1))
+    other = Ticket.make({"3.weight": made.masks["3.weight"]}, made.state, made.buffers)
+    applied = copy.deepcopy(model).eval().requires_grad_(False)
+    other.apply_(applied)
+    found = system.with_ticket(other)
+    assert float(found.loss()) == pytest.approx(float(loss(applied(x), y)), rel=1e-12)
+    assert found.names == system.names
+    assert torch.equal(system.loss(), before)
+    wide = {**made.state, "0.weight": torch.ones(5, 1)}
+    with pytest.raises(InvalidInputError, match=r"0\.weight has shape \(5, 1\)"):
+        system.with_ticket(Ticket.make(other.masks, wide, made.buffers))

@@ -193,3 +193,39 @@ def test_what_cannot_be_evaluated_is_refused(toy: Toy, data: Data) -> None:
     assert all(
         torch.equal(part, before[name]) for name, part in other.state_dict().items()
     )
+
+
+def head(freeze: bool) -> nn.Module:
+    """Return a body of two units and the head that is trained."""
+    net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)).double()
+    if freeze:
+        with torch.no_grad():
+            for part in net[0].parameters():
+                part.fill_(0.5).requires_grad_(False)
+    return net
+
+
+def test_parameters_that_a_run_lacks_are_not_made_up(data: Data) -> None:
+    toy = Toy(lambda: head(False), data)
+    net = toy.model(3)
+    system = GradientSystem(net, toy.loss_fn, data, parameters="2.*")
+    run = train(system, lambda p: torch.optim.SGD(p, lr=0.1), steps=3)
+    for state, given in (
+        (run, {}),
+        (run.parameters, {}),
+        (run.state, {"coordinates": run.coordinates}),
+    ):
+        with pytest.raises(InvalidInputError, match=r"no 0\.weight, 0\.bias, 2 of"):
+            evaluate(state, toy, **given)
+    run.apply_(net)
+    after = float(system.with_state(run.state).loss())
+    assert evaluate(net, toy).loss == pytest.approx(after, rel=1e-12)
+
+
+def test_what_the_problem_freezes_need_not_be_in_a_run(data: Data) -> None:
+    toy = Toy(lambda: head(True), data)
+    system = GradientSystem(toy.model(3), toy.loss_fn, data)
+    run = train(system, lambda p: torch.optim.SGD(p, lr=0.1), steps=3)
+    after = float(system.with_state(run.state).loss())
+    assert evaluate(run, toy).loss == pytest.approx(after, rel=1e-12)
+    assert evaluate(run.state, toy).loss == pytest.approx(after, rel=1e-12)

@@ -315,3 +315,63 @@ def test_no_stack_is_larger_than_asked(how: Any, noise: float) -> None:
     with Largest() as held:
         train_many([system] * 6, recipe, how=how, stack=2, jobs=1)
     assert 1200 <= held.seen <= 2 * system.size
+
+
+# -- embeddings -----------------------------------------------------------------------
+
+
+class Padded(nn.Module):
+    """Mean of embedded words, the padding of row 0 by module or by function."""
+
+    def __init__(self, by_module: bool) -> None:
+        nn.Module.__init__(self)
+        self.words = nn.Embedding(9, 3, padding_idx=0 if by_module else None)
+        self.out = nn.Linear(3, 2)
+        with torch.no_grad():
+            self.words.weight[0] = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = self.words.weight
+        return self.out(nn.functional.embedding(x, words, padding_idx=0).mean(1))
+
+
+class Read(Padded):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.words(x).mean(1))
+
+
+def of_words(net: nn.Module, *, padded: slice) -> GradientSystem:
+    x = torch.randint(1, 9, (22, 4), generator=generator(1))
+    x[padded, 2:] = 0
+    y = torch.arange(22) % 2
+    return GradientSystem(net, nn.functional.cross_entropy, (x, y))
+
+
+@pytest.mark.parametrize(
+    ("make", "padded"),
+    [
+        pytest.param(lambda: Read(True), slice(None), id="module"),
+        # nowhere in the few examples that are compared
+        pytest.param(lambda: Read(True), slice(21, None), id="rare"),
+        pytest.param(lambda: Padded(False), slice(None), id="function"),
+    ],
+)
+def test_a_padding_row_is_never_trained(
+    make: Callable[[], nn.Module], padded: slice
+) -> None:
+    system = of_words(make(), padded=padded)
+    recipe = Recipe(lambda p: optim.Adam(p, lr=0.1), steps=6, batch_size=8)
+    with pytest.raises(InvalidInputError, match=r"padding|words\.weight of run 1"):
+        train_many([system] * 3, recipe, seeds=(0, 1, 2), how="stacked")
+    for seeds, how in (((0, 1, 2), "auto"), (0, "stacked")):
+        for run in train_many([system] * 3, recipe, seeds=seeds, how=how, jobs=1):
+            assert not run.parameters["words.weight"][0].any()
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_sparse_gradients_are_trained_alone(mode: Any) -> None:
+    net = Read(False)
+    net.words.sparse = True
+    starts = [of_words(net, padded=slice(0))] * 2
+    recipe = Recipe(lambda p: optim.SGD(p, lr=0.1), steps=3, batch_size=8, mode=mode)
+    alone_is_right(starts, recipe, "sparse gradient|cannot batch")
