@@ -6,8 +6,8 @@ from torch import Tensor
 
 from dynprune.core import Cost
 from dynprune.pruning._collapse import Collapse
-from dynprune.pruning._from_scores import from_scores, record, survivors
-from dynprune.pruning._numbers import as_count
+from dynprune.pruning._from_scores import record, survivors, ticket_of
+from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._prunable import check_masks
 from dynprune.pruning._rounds import in_rounds, seed_of
 from dynprune.pruning._scored_net import Mode, ScoredNet
@@ -105,10 +105,10 @@ def force(
     Source:
         de Jorge et al., *Progressive Skeletonization: Trimming more fat from a network
         at initialization*, ICLR 2021.
-    """  # noqa: DOC502 - raised by in_rounds and from_scores
+    """  # noqa: DOC502 - raised by in_rounds and ticket_of
     rounds = as_count("rounds", rounds)
     net = ScoredNet(system, mode=mode)
-    scores = in_rounds(
+    masks = in_rounds(
         system,
         lambda t, masks: _scores(net, masks, seed=seed_of(seed, t)),
         density=density,
@@ -116,10 +116,12 @@ def force(
         may_return=True,
     )
     settings = {"mode": mode, "rounds": rounds}
-    return from_scores(
+    return ticket_of(
         system,
-        scores,
-        density=density,
+        masks,
+        density=as_density(density),
+        rule="exact",
+        scope="global",
         collapse=collapse,
         provenance=record(
             system, "pruning.force", seed=seed, settings=settings, sources=("force",)

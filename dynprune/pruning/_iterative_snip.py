@@ -4,8 +4,8 @@ from torch import Tensor
 
 from dynprune.core import Cost
 from dynprune.pruning._collapse import Collapse
-from dynprune.pruning._from_scores import from_scores, record
-from dynprune.pruning._numbers import as_count
+from dynprune.pruning._from_scores import record, ticket_of
+from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._rounds import in_rounds, seed_of
 from dynprune.pruning._scored_net import Mode, ScoredNet
 from dynprune.pruning._snip import sensitivities
@@ -55,7 +55,7 @@ def iterative_snip(
         Verdenius et al., *Pruning via Iterative Ranking of Sensitivity Statistics*,
         2020; de Jorge et al., *Progressive Skeletonization: Trimming more fat from a
         network at initialization*, ICLR 2021.
-    """  # noqa: DOC502 - raised by in_rounds and from_scores
+    """  # noqa: DOC502 - raised by in_rounds and ticket_of
     rounds = as_count("rounds", rounds)
     net = ScoredNet(system, mode=mode)
 
@@ -63,12 +63,14 @@ def iterative_snip(
         net.restrict_(masks)
         return sensitivities(net, seed=seed_of(seed, t))
 
-    scores = in_rounds(system, score, density=density, rounds=rounds, may_return=False)
+    masks = in_rounds(system, score, density=density, rounds=rounds, may_return=False)
     settings = {"mode": mode, "rounds": rounds}
-    return from_scores(
+    return ticket_of(
         system,
-        scores,
-        density=density,
+        masks,
+        density=as_density(density),
+        rule="exact",
+        scope="global",
         collapse=collapse,
         provenance=record(
             system,

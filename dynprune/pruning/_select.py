@@ -59,6 +59,7 @@ def select(
     density: Density,
     scope: Scope = "global",
     rule: Rule = "exact",
+    before: float | None = None,
 ) -> dict[str, Tensor]:
     """Keep the highest scores; by default exactly so many, ties to the lower index.
 
@@ -69,14 +70,16 @@ def select(
             in each tensor for itself, whatever the scope.
         scope: Over all weights together, or in each tensor for itself.
         rule: How many, and who wins ties; see :func:`dynprune.pruning.from_scores`.
+        before: In a later round: the density by which the same rule chose ``alive``.
+            A rule may have kept fewer then than this density would keep now.
 
     Returns:
         Name to boolean tensor on the CPU, True = kept.
 
     Raises:
-        InvalidInputError: If more is to be kept than is alive, in some tensor where
-            each has its own choice; if the rule keeps nothing at all; or if the scope
-            or the rule is unknown.
+        InvalidInputError: If more is to be kept than is alive in the first round, in
+            some tensor where each has its own choice; if the rule keeps nothing at all;
+            or if the scope or the rule is unknown.
 
     Cost:
         One ``torch.kthvalue``, and one copy of the scores in their own dtype.
@@ -91,13 +94,13 @@ def select(
         pools = [(list(flat), "all layers")]
     masks: dict[str, Tensor] = {}
     for names, where in pools:
-        if not any(len(flat[name]) for name in names):
-            masks |= {name: free[name] for name in names}  # an empty tensor
-            continue
         own = density[where] if isinstance(density, Mapping) else density
         parts, left = [flat[name] for name in names], [free[name] for name in names]
-        check_room(left, own, where)
-        masks |= zip(names, keep(parts, left, own, rule), strict=True)
+        if before is None:
+            check_room(left, own, where)
+        if any(bool(part.any()) for part in left):
+            left = keep(parts, left, own, rule, before)
+        masks |= zip(names, left, strict=True)
     some = any(len(part) for part in flat.values())
     if some and not any(bool(mask.any()) for mask in masks.values()):
         raise InvalidInputError(
@@ -105,6 +108,18 @@ def select(
             "that tie with its threshold. Pass a higher density, or rule='exact'."
         )
     return {name: mask.view(scores[name].shape).cpu() for name, mask in masks.items()}
+
+
+def scope_of(rule: Rule) -> Scope:
+    """Return what a rule is for: each tensor for itself, or all together.
+
+    Args:
+        rule: Which.
+
+    Returns:
+        The scope.
+    """
+    return "layer" if rule == "lth2018" else "global"
 
 
 def check_scope(scope: str) -> None:
@@ -146,7 +161,7 @@ def check_choice(
         left = sum(int(alive[name].count_nonzero()) for name in names)
         if not size:
             continue
-        if kept_count(d, size) == left:
+        if kept_count(d, size) >= left:
             continue
         ends = [_ends(scores[name], alive[name]) for name in names if alive[name].any()]
         low, high = min(end[0] for end in ends), max(end[1] for end in ends)

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from dynprune.core import Cost, InvalidInputError, NumericalWarning
 from dynprune.pruning._collapse import Collapse
-from dynprune.pruning._count_rules import kept_count
-from dynprune.pruning._from_scores import from_scores, record, survivors
+from dynprune.pruning._from_scores import record, survivors, ticket_of
 from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._private_copy import private_copy
 from dynprune.pruning._prunable import check_masks
-from dynprune.pruning._select import check_scores, select
+from dynprune.pruning._rounds import in_rounds
+from dynprune.pruning._select import check_scores
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 
@@ -122,8 +122,9 @@ def synflow(
 
     Raises:
         InvalidInputError: See :func:`from_scores`; or if ``rounds`` is not positive,
-            the shape of an example is not known or not what the network takes, or the
-            network returns no tensor.
+            the shape of an example is not known or not what the network takes, the
+            network returns no tensor, or all scores of a round are equal (the network
+            came apart, or no flow passes it).
 
     Warns:
         NumericalWarning: If no flow passes some weight at the start (unused, or
@@ -138,27 +139,23 @@ def synflow(
         conserving synaptic flow*, NeurIPS 2020.
     """  # noqa: DOC502 - raised by the parts
     rounds, density = as_count("rounds", rounds), as_density(density)
-    alive = survivors(system)
     flow = flow_of(system, activations=activations, example=example)
-    size = sum(mask.numel() for mask in alive.values())
-    left = sum(int(mask.count_nonzero()) for mask in alive.values())
-    first = left / max(size, 1)
-    scores = flow(alive)
-    idle = _idle(scores, system)
-    for r in range(1, rounds):
-        d = first * (density / first) ** (r / rounds)
-        if kept_count(d, size) < left:
-            alive, left = select(scores, alive, density=d), kept_count(d, size)
-        scores = flow(alive)
-    ranked = {
-        # what earlier rounds pruned comes after every survivor
-        name: torch.where(alive[name].to(part.device), part, -1.0)
-        for name, part in scores.items()
-    }
-    ticket = from_scores(
+    idle = 0
+
+    def score(t: int, masks: dict[str, Tensor]) -> dict[str, Tensor]:
+        nonlocal idle
+        scores = flow(masks)
+        if t == 1:
+            idle = _idle(scores, system)
+        return scores
+
+    masks = in_rounds(system, score, density=density, rounds=rounds, may_return=False)
+    ticket = ticket_of(
         system,
-        ranked,
+        masks,
         density=density,
+        rule="exact",
+        scope="global",
         collapse=collapse,
         provenance=record(
             system,
@@ -169,7 +166,7 @@ def synflow(
         ),
         cost=Cost(gradients=(rounds + 1) / system.examples),
     )
-    flows = flow(dict(ticket.mask_items)).values()
+    flows = flow(masks).values()
     passing = sum(float(part.sum()) for part in flows)
     if idle or passing == 0.0:
         warnings.warn(

@@ -186,8 +186,9 @@ def test_overflow_is_refused():
 
 def test_coming_apart_is_said():
     # one weight of two layers lets nothing through
+    knobs = {"density": 1e-9, "rounds": 1, "collapse": "ignore"}
     with pytest.warns(NumericalWarning, match="at the end the scores sum to 0"):
-        synflow(system_of(chain(4, 4, 4), 4, 4), density=1e-9, collapse="ignore")
+        synflow(system_of(chain(4, 4, 4), 4, 4), **knobs)
 
 
 def test_inputs_that_are_no_floats_need_an_example():
@@ -233,3 +234,20 @@ def test_networks_without_a_tensor_output_are_refused():
     system = GradientSystem(Pair(), lambda out, y: CE(out[0], y), classes(6, 6, 4))
     with pytest.raises(InvalidInputError, match="returns a tuple"):
         synflow(system, density=0.5)
+
+
+# -- what leaves no choice, and what the network cannot take --------------------------
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 100])
+def test_a_last_layer_of_zeros_leaves_no_choice_in_any_round(rounds):
+    net = chain(6, 9, 4)
+    nn.init.zeros_(net[2].weight)
+    with pytest.raises(InvalidInputError, match=r"The 90 scores .* are all 0, and"):
+        synflow(system_of(net, 6, 4), density=0.5, rounds=rounds)
+
+
+def test_equal_scores_of_a_later_round_are_refused():
+    # by the law of conservation the last two weights of a path score the same
+    with pytest.raises(InvalidInputError, match=r"The 2 scores .* are all .*and 1 are"):
+        synflow(system_of(chain(4, 4, 4), 4, 4), density=1e-9, collapse="ignore")
