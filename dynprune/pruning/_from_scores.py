@@ -162,7 +162,7 @@ def ticket_of(
         InvalidInputError: As :func:`from_scores`, of a collapse.
     """  # noqa: DOC502 - raised by check_collapse
     found = check_collapse(system, masks, density=density, collapse=collapse)
-    settings = {"rule": rule, "scope": scope, "collapse": found}
+    settings: dict[str, Any] = {"rule": rule, "scope": scope, "collapse": found}
     settings |= dict(provenance.settings)
     if isinstance(density, Mapping):
         settings |= {"layer_densities": density}

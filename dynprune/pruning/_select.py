@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,15 @@ from dynprune.pruning._count_rules import (
 from dynprune.pruning._prunable import check_any, check_each, check_prunable
 
 Scope = Literal["global", "layer"]
+# what there is an order statistic of, in float32 or float64
+_KINDS = {
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
+_WHOLE = 2**53
 # a density for all tensors, or one for each by name
 Density = float | Mapping[str, float]
 
@@ -32,12 +41,14 @@ def check_scores(
 
     Raises:
         InvalidInputError: If there is no prunable weight, a name is missing or too
-            much, a shape differs, or a score is NaN or infinite.
+            much, a shape differs, or a score is no real number, NaN, infinite, or an
+            integer beyond 2**53.
     """
     check_prunable(shapes)
     check_any(math.prod(shape) for shape in shapes.values())
     check_each("Scores", scores, shapes)
     for name, shape in shapes.items():
+        check_kind(name, scores[name])
         if tuple(scores[name].shape) != shape:
             raise InvalidInputError(
                 f"The scores of {name!r} have shape {tuple(scores[name].shape)}, the "
@@ -49,6 +60,31 @@ def check_scores(
                 f"{bad} of {scores[name].numel()} scores of {name!r} are NaN or "
                 "infinite. Look for overflow in the state or the data; larger = keep, "
                 "finite."
+            )
+
+
+def check_kind(name: str, scores: Any) -> None:
+    """Refuse scores that are no tensor of numbers that floats tell apart.
+
+    Args:
+        name: Of the weights.
+        scores: As given.
+
+    Raises:
+        InvalidInputError: If they are none.
+    """
+    kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+    if kind not in _KINDS:
+        raise InvalidInputError(
+            f"The scores of {name!r} are of {kind}. Pass a tensor of real numbers for "
+            "each, in a floating-point dtype."
+        )
+    if kind == torch.int64 and scores.numel():
+        low, high = (int(end) for end in scores.aminmax())
+        if max(-low, high) > _WHOLE:
+            raise InvalidInputError(
+                f"The scores of {name!r} run from {low} to {high}, beyond 2**53, where "
+                "float64 does not tell integers apart. Pass smaller ones, as ranks."
             )
 
 
@@ -82,7 +118,8 @@ def select(
             or if the scope or the rule is unknown.
 
     Cost:
-        One ``torch.kthvalue``, and one copy of the scores in their own dtype.
+        One ``torch.kthvalue``, and one copy of the scores: in their own floating-point
+        dtype, at least float32; float64 for integers of more than 16 bits.
     """
     check_scope(scope)
     check_rule(rule)
@@ -207,10 +244,11 @@ def check_room(alive: Sequence[Tensor], density: float, where: str) -> None:
 
 
 def _of_one_kind(parts: Sequence[Tensor]) -> list[Tensor]:
-    # flat, on one device, in the widest dtype, at least float32: no copy where it fits
-    dtype = torch.float32
-    for part in parts:
-        dtype = torch.promote_types(dtype, part.dtype)
+    # flat, on one device, in float32 or, where that cannot hold a score, float64: no
+    # copy where it fits
+    wide = {torch.float64, torch.int64, torch.int32}
+    has_wide = any(part.dtype in wide for part in parts)
+    dtype = torch.float64 if has_wide else torch.float32
     place = parts[0].device
     return [part.detach().reshape(-1).to(device=place, dtype=dtype) for part in parts]
 
