@@ -10,7 +10,7 @@ from dynprune.core import Cost, InvalidInputError, Provenance
 from dynprune.pruning._collapse import Collapse, check_collapse
 from dynprune.pruning._count_rules import Rule, check_rule
 from dynprune.pruning._numbers import as_density, as_number
-from dynprune.pruning._prunable import check_each
+from dynprune.pruning._prunable import check_each, check_start
 from dynprune.pruning._select import (
     Density,
     Scope,
@@ -259,7 +259,11 @@ def record(
 
     Returns:
         The record.
-    """
+
+    Raises:
+        InvalidInputError: If the seed is no integer.
+    """  # noqa: DOC502 - raised by check_start
+    check_start(system, seed)
     return Provenance(
         made_by=made_by,
         seed=seed,

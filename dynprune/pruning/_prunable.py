@@ -1,12 +1,31 @@
 """What pruners check of a system's prunable weights at the door."""
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, whole
 from dynprune.system import GradientSystem
+
+
+def check_start(system: Any, seed: Any = 0) -> None:
+    """Refuse what is no system, or no seed, before anything is computed.
+
+    Args:
+        system: As given.
+        seed: As given.
+
+    Raises:
+        InvalidInputError: If the system is no GradientSystem, or the seed no integer.
+    """
+    if not isinstance(system, GradientSystem):
+        raise InvalidInputError(
+            f"system is a {type(system).__name__}. Pass a dynprune.GradientSystem: "
+            "GradientSystem(model, loss_fn, data)."
+        )
+    whole(seed, name="seed")
 
 
 def check_prunable(names: Collection[str]) -> None:

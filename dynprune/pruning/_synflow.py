@@ -12,7 +12,7 @@ from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._from_scores import record, survivors, ticket_of
 from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._private_copy import private_copy
-from dynprune.pruning._prunable import check_masks
+from dynprune.pruning._prunable import check_masks, check_start
 from dynprune.pruning._rounds import in_rounds
 from dynprune.pruning._select import check_scores
 from dynprune.system import GradientSystem
@@ -122,9 +122,10 @@ def synflow(
 
     Raises:
         InvalidInputError: See :func:`from_scores`; or if ``rounds`` is not positive,
-            the shape of an example is not known or not what the network takes, the
-            network returns no tensor, or all scores of a round are equal (the network
-            came apart, or no flow passes it).
+            ``seed`` no integer, the shape of an example is not known or not what the
+            network takes, the network does not run in float64 or returns no tensor,
+            or all scores of a round are equal (the network came apart, or no flow
+            passes it).
 
     Warns:
         NumericalWarning: If no flow passes some weight at the start (unused, or
@@ -138,6 +139,7 @@ def synflow(
         Tanaka et al., *Pruning neural networks without any data by iteratively
         conserving synaptic flow*, NeurIPS 2020.
     """  # noqa: DOC502 - raised by the parts
+    check_start(system, seed)
     rounds, density = as_count("rounds", rounds), as_density(density)
     flow = flow_of(system, activations=activations, example=example)
     idle = 0

@@ -164,8 +164,8 @@ TRAININGS = {
     "sparse_evolution": functools.partial(
         sparse_evolution, train=recipe(), update_every=2
     ),
-    "imp": lambda system, density: imp(
-        system, train=recipe(), densities=(1.0, density)
+    "imp": lambda system, density, **knobs: imp(
+        system, train=recipe(), densities=(1.0, density), **knobs
     ),
     "early_bird": functools.partial(early_bird, train=recipe()),
     "early_bird of weights": functools.partial(
@@ -498,3 +498,14 @@ def test_a_second_name_of_a_weight_is_refused(other, refused):
         both.apply_(net)
     with refused(other, net):
         system.with_ticket(both)
+
+
+# -- arguments of other kinds ---------------------------------------------------------
+
+
+@EACH
+@pytest.mark.parametrize("seed", [None, 1.5, "a"], ids=repr)
+def test_seeds_that_are_no_integers_are_refused(prune, seed, refused):
+    net = used(net_of())
+    with refused(rf"seed is {seed!r}\. Pass an integer", net):
+        prune(system_of(net), density=0.5, seed=seed)
