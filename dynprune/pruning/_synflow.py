@@ -56,8 +56,9 @@ def synflow_scores(
         Name to float64 scores, for each of ``system.prunable``; zero where pruned.
 
     Raises:
-        InvalidInputError: If the input's shape is not known, an output is no tensor,
-            or a mask is missing, not boolean or of a wrong shape.
+        InvalidInputError: If the input's shape is not known or not what the network
+            takes, the network does not run in float64, its output is no tensor, or a
+            mask is missing, not boolean or of a wrong shape.
 
     Cost:
         The forward and backward pass of one example, 1/N gradients; no forward passes
@@ -209,8 +210,6 @@ def flow_of(
     weights = [own[name] for name in system.prunable]
     magnitudes = [part.detach().clone() for part in weights]
     ones = _ones(system, example)
-    if example is not None:
-        _try(net, ones)
     shapes = {name: tuple(own[name].shape) for name in system.prunable}
     check_scores({name: own[name] for name in shapes}, shapes)
 
@@ -219,7 +218,7 @@ def flow_of(
             for name, part, full in zip(shapes, weights, magnitudes, strict=True):
                 part.copy_(full * masks[name].to(full.device))
         with torch.enable_grad():
-            total = _sum(net(ones))
+            total = _sum(_output(net, ones, system))
             slopes = torch.autograd.grad(
                 total, weights, allow_unused=True, materialize_grads=True
             )
@@ -250,15 +249,31 @@ def _linearise_(net: nn.Module) -> None:
                 setattr(module, name, nn.Identity())
 
 
-def _try(net: nn.Module, ones: Tensor) -> None:
+def _output(net: nn.Module, ones: Tensor, system: GradientSystem) -> Any:
+    try:
+        return net(ones)
+    except Exception as error:
+        if _takes(system, ones):
+            raise InvalidInputError(
+                f"SynFlow runs the network in float64, and its forward does so in "
+                f"{system.dtype} only: {error}. Let tensors that it makes or casts "
+                "follow its input, as torch.zeros(..., dtype=x.dtype) for "
+                "torch.zeros(...) and x for x.float()."
+            ) from error
+        raise InvalidInputError(
+            f"The network does not take an example of shape {tuple(ones.shape)}: "
+            f"{error}. Pass example=torch.ones(1, ...) in the shape of its inputs."
+        ) from error
+
+
+def _takes(system: GradientSystem, ones: Tensor) -> bool:
+    # the same in the system's own dtype: then the dtype is what was wrong
     with torch.no_grad():
         try:
-            net(ones)
-        except Exception as error:
-            raise InvalidInputError(
-                f"The network does not take an example of shape {tuple(ones.shape)}: "
-                f"{error}. Pass example=torch.ones(1, ...) in the shape of its inputs."
-            ) from error
+            private_copy(system).eval()(ones.to(system.dtype))
+        except Exception:
+            return False
+    return True
 
 
 def _ones(system: GradientSystem, example: Tensor | None) -> Tensor:

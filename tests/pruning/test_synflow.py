@@ -251,3 +251,54 @@ def test_equal_scores_of_a_later_round_are_refused():
     # by the law of conservation the last two weights of a path score the same
     with pytest.raises(InvalidInputError, match=r"The 2 scores .* are all .*and 1 are"):
         synflow(system_of(chain(4, 4, 4), 4, 4), density=1e-9, collapse="ignore")
+
+
+class Own(nn.Module):
+    """Linear layers in single precision, whose forward has a dtype of its own."""
+
+    def __init__(self, forward):
+        nn.Module.__init__(self)
+        self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 4)
+        self.unit = nn.GRU(5, 5, batch_first=True)
+        self.own = forward
+
+    def forward(self, x):
+        return self.own(self, x)
+
+
+def casting(net, x):
+    return net.last(net.first(x.float()).relu())
+
+
+def creating(net, x):
+    start = torch.zeros(1, len(x), 5)
+    return net.last(net.unit(net.first(x)[:, None], start)[0][:, 0])
+
+
+@pytest.mark.parametrize("example", [None, torch.ones(1, 6)], ids=["data", "example"])
+@pytest.mark.parametrize("forward", [casting, creating], ids=lambda f: f.__name__)
+def test_a_forward_with_a_dtype_of_its_own_is_named(forward, example, untouched):
+    x, y = classes(6, 6, 4)
+    with torch.random.fork_rng():
+        system = GradientSystem(Own(forward), CE, (x.float(), y))
+    with untouched(), pytest.raises(InvalidInputError) as refusal:
+        synflow(system, density=0.5, example=example)
+    text = str(refusal.value)
+    assert "in float64, and its forward does so in torch.float32 only" in text
+    assert "dtype=x.dtype" in text
+    assert "example=" not in text
+
+
+def test_a_network_that_takes_no_ones_says_so():
+    def refusing(net, x):
+        if bool((x == 1).all()):
+            raise ValueError("ones will not do")
+        return net.last(net.first(x))
+
+    x, y = classes(6, 6, 4)
+    with torch.random.fork_rng():
+        system = GradientSystem(Own(refusing), CE, (x.float(), y))
+    with pytest.raises(
+        InvalidInputError, match=r"\(1, 6\): ones will not do.*example="
+    ):
+        synflow(system, density=0.5)
