@@ -1,13 +1,16 @@
 """Which weights compete with each other in iterative pruning, and how fast they go."""
 
 import fnmatch
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final, get_args
 
+import torch
 from torch import Tensor
 
 from dynprune.core import InvalidInputError
+from dynprune.pruning._count_rules import Rule
 from dynprune.pruning._select import select
 
 IMPScope = Literal["global", "layer", "grouped"]
@@ -109,18 +112,57 @@ class Pools:
             found.append(row)
         return found
 
+    def rehearse(
+        self,
+        alive: Mapping[str, Tensor],
+        densities: Sequence[Mapping[str, float]],
+        rule: Rule,
+    ) -> None:
+        """Refuse, before any training, a rule that will find nothing to keep.
+
+        Args:
+            alive: Name to boolean tensor, of the dense level.
+            densities: For each level, part to density.
+            rule: Which.
+
+        Raises:
+            InvalidInputError: If it keeps nothing of a part at some level, were all
+                scores different; or removes some of a part that is never pruned.
+        """
+        if rule == "exact":
+            return
+        for part, rate in self.rates.items():
+            if rate == 0.0 and rule in {"open_lth", "lth2018"}:
+                raise InvalidInputError(
+                    f"The rate of {part!r} is 0, and rule={rule!r} removes one weight "
+                    "more than it is asked for, of every part. Pass rule='exact', or "
+                    "leave the weights out with GradientSystem(..., parameters=...)."
+                )
+        ranks = {
+            name: torch.arange(mask.numel(), dtype=torch.float64).view(mask.shape)
+            for name, mask in alive.items()
+        }
+        left = dict(alive)
+        for before, now in itertools.pairwise(densities):
+            left = self.select(ranks, left, now, before=before, rule=rule)
+
     def select(
         self,
         scores: Mapping[str, Tensor],
         alive: Mapping[str, Tensor],
         densities: Mapping[str, float],
+        *,
+        before: Mapping[str, float],
+        rule: Rule,
     ) -> dict[str, Tensor]:
-        """Keep the highest scores of each part, exactly as many as its density says.
+        """Keep the highest scores of each part, as many as its density says.
 
         Args:
             scores: Name to scores.
             alive: Name to boolean tensor, True = may be kept.
             densities: Part to density.
+            before: Those of the level before, which chose ``alive``.
+            rule: How many a density keeps, and who wins ties.
 
         Returns:
             Name to boolean tensor, in the order of ``scores``.
@@ -131,6 +173,9 @@ class Pools:
                 {name: scores[name] for name in names},
                 {name: alive[name] for name in names},
                 density=densities[part],
+                scope="layer" if len(names) == 1 else "global",
+                rule=rule,
+                before=before[part],
             )
         return {name: masks[name] for name in scores}
 

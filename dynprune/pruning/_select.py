@@ -141,8 +141,9 @@ def select(
     some = any(len(part) for part in flat.values())
     if some and not any(bool(mask.any()) for mask in masks.values()):
         raise InvalidInputError(
-            f"Rule {rule!r} at density {density} keeps no weight at all: it drops all "
-            "that tie with its threshold. Pass a higher density, or rule='exact'."
+            f"Rule {rule!r} at density {density} keeps no weight at all of "
+            f"{', '.join(masks)}: it drops all that tie with its threshold. Pass a "
+            "higher density, or rule='exact'."
         )
     return {name: mask.view(scores[name].shape).cpu() for name, mask in masks.items()}
 

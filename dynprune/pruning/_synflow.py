@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from dynprune.core import Cost, InvalidInputError, NumericalWarning
 from dynprune.pruning._collapse import Collapse
+from dynprune.pruning._count_rules import Rule
 from dynprune.pruning._from_scores import record, survivors, ticket_of
 from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._private_copy import private_copy
 from dynprune.pruning._prunable import check_masks, check_start
 from dynprune.pruning._rounds import in_rounds
-from dynprune.pruning._select import check_scores
+from dynprune.pruning._select import check_scores, scope_of
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 
@@ -88,6 +89,7 @@ def synflow(
     rounds: int = 100,
     activations: Activations = "as is",
     example: Tensor | None = None,
+    rule: Rule = "exact",
     collapse: Collapse = "error",
     seed: int = 0,
 ) -> Ticket:
@@ -96,7 +98,9 @@ def synflow(
     Round r keeps density :math:`d_r = d_0 (d / d_0)^{r/n}` by the scores
     :math:`|w \odot \partial R / \partial w|` of the network as pruned so far
     (:math:`d_0 = 1`, or the density of the system's mask); pruned stays pruned. See
-    :func:`synflow_scores` for R.
+    :func:`synflow_scores` for R. The authors' code removes the
+    :math:`\lfloor (1 - d_r) N \rfloor` lowest and all that tie with them:
+    ``rule="synflow"``.
 
     Without biases the scores of each layer have the same sum in a chain with
     homogeneous activations such as ReLU, which prevents the collapse of a layer.
@@ -112,6 +116,8 @@ def synflow(
             more than the shape of one example.
         density: Fraction to keep, in (0, 1].
         rounds: Number n of rounds.
+        rule: How many each round keeps; see :func:`from_scores`, and
+            :func:`iterative_snip` for rules that count among the weights alive.
         activations: ``"as is"`` or ``"linear"``.
         example: One example with its batch dimension, shape ``(1, …)``; only its shape
             counts. Taken from the first batch by default.
@@ -152,13 +158,15 @@ def synflow(
             idle = _idle(scores, system)
         return scores
 
-    masks = in_rounds(system, score, density=density, rounds=rounds, may_return=False)
+    masks = in_rounds(
+        system, score, density=density, rounds=rounds, may_return=False, rule=rule
+    )
     ticket = ticket_of(
         system,
         masks,
         density=density,
-        rule="exact",
-        scope="global",
+        rule=rule,
+        scope=scope_of(rule),
         collapse=collapse,
         provenance=record(
             system,
@@ -172,11 +180,12 @@ def synflow(
     flows = flow(masks).values()
     passing = sum(float(part.sum()) for part in flows)
     if idle or passing == 0.0:
+        decides = "the flat index" if rule == "exact" else f"rule={rule!r}"
         warnings.warn(
             f"At the start no synaptic flow passed {idle} non-zero weights, at the end "
-            f"the scores sum to {passing:g}: with zero scores the flat index decides. "
-            "Raise the density if the network came apart, or pass "
-            "activations='linear' if it saturates.",
+            f"the scores sum to {passing:g}: with zero scores {decides} decides. Raise "
+            "the density if the network came apart, or pass activations='linear' if it "
+            "saturates.",
             NumericalWarning,
             stacklevel=2,
         )

@@ -63,6 +63,50 @@ def transcription(net, width, density, rounds):
     return [m.bool() for m in masks]
 
 
+def authors(net, width, density, rounds):
+    """The authors' loop: a threshold in each round, and all that ties with it goes."""
+    weights = [part.detach().abs() for part in net.parameters()]
+    masks = [torch.ones_like(w) for w in weights]
+    for r in range(rounds):
+        own = [(w * m).requires_grad_() for w, m in zip(weights, masks, strict=True)]
+        h = torch.ones(1, width, dtype=torch.float64)
+        for w in own:
+            h = h @ w.T
+        slopes = torch.autograd.grad(h.sum(), own)
+        scores = [(w * s).abs().detach() for w, s in zip(own, slopes, strict=True)]
+        flat = torch.cat([s.reshape(-1) for s in scores])
+        k = int((1.0 - density ** ((r + 1) / rounds)) * flat.numel())
+        if k >= 1:
+            threshold = flat.sort().values[k - 1]
+            masks = [
+                torch.where(s <= threshold, torch.zeros_like(m), m)
+                for s, m in zip(scores, masks, strict=True)
+            ]
+    return [m.bool() for m in masks]
+
+
+@pytest.mark.parametrize("idle", [False, True], ids=["distinct", "ties"])
+@pytest.mark.parametrize("density", [0.999, 0.5, 0.1, 0.07], ids=str)
+def test_the_authors_rule_bit_for_bit(density, idle):
+    net = chain(6, 9, 7, 4)
+    if idle:  # more zeros than the first rounds prune, and weights behind them
+        with torch.no_grad():
+            net[0].weight[:3] = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if idle else "error", NumericalWarning)
+        ticket = synflow(system_of(net, 6, 4), density=density, rule="synflow")
+    expected = authors(net, 6, density, 100)
+    for mask, other in zip(ticket.masks.values(), expected, strict=True):
+        assert torch.equal(mask, other)
+    assert dict(ticket.provenance.settings)["rule"] == "synflow"
+    # all ties go: the zeros at once, and both weights of a unit that has no others
+    assert ticket.kept <= 145 - int((1 - density) * 145)
+    if idle and density < 0.9:  # so that fewer may be alive than a round keeps
+        assert ticket.kept <= 145 - 3 * 6 - 3 * 7
+    if density == 0.5 and not idle:
+        assert ticket.kept == synflow(system_of(net, 6, 4), density=density).kept - 1
+
+
 def test_sums_of_scores_are_the_same_in_every_layer():
     net = chain(6, 9, 7, 4)
     scores = synflow_scores(system_of(net, 6, 4))
@@ -216,6 +260,8 @@ def test_bad_knobs_are_refused():
     system = system_of(chain(6, 9, 4), 6, 4)
     with pytest.raises(InvalidInputError, match="rounds is 0"):
         synflow(system, density=0.5, rounds=0)
+    with pytest.raises(InvalidInputError, match="Unknown rule 'authors'"):
+        synflow(system, density=0.5, rule="authors")
     with pytest.raises(InvalidInputError, match="activations is 'none'"):
         synflow(system, density=0.5, activations="none")
     with pytest.raises(InvalidInputError, match=r"density of 2\.0"):
