@@ -215,7 +215,11 @@ def survivors(system: GradientSystem) -> dict[str, Tensor]:
 
     Returns:
         Name to boolean tensor, for each of ``system.prunable``.
-    """
+
+    Raises:
+        InvalidInputError: If it is no system.
+    """  # noqa: DOC502 - raised by check_start
+    check_start(system)
     masks = system.masks
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     return {

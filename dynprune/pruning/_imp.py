@@ -148,11 +148,19 @@ def imp(
         >>> start = system.with_state(torch.zeros(4))
         >>> imp(start, densities=(1.0, 0.5), train=recipe).tickets[1].masks
         {'weight': tensor([[ True,  True, False, False]])}
-    """  # noqa: DOC502 - raised by _densities, Pools and check_scores
+    """
     densities = _densities(densities)
     rewind_step = as_count("rewind_step", rewind_step, least=0)
     check_unmasked(system, "level 0 is the dense network")
     check_known(collapse, in_training=True)
+    for what, given in (("train", train), ("fine_tune", fine_tune)):
+        if not callable(given) and (given is not None or what == "train"):
+            raise InvalidInputError(
+                f"{what} is a {type(given).__name__}. Pass a dynprune.training.Recipe, "
+                "or another Trainer."
+            )
+    if after_level is not None and not callable(after_level):
+        raise InvalidInputError(f"after_level is {after_level!r}. Pass a function.")
     check_rule(rule)
     scope = scope or scope_of(rule)
     pools = Pools.of(system.prunable, scope, groups=groups, rates=rates)

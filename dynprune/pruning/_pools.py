@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dynprune.core import InvalidInputError
 from dynprune.pruning._count_rules import Rule
+from dynprune.pruning._numbers import as_number
 from dynprune.pruning._select import select
 
 IMPScope = Literal["global", "layer", "grouped"]
@@ -75,7 +76,7 @@ class Pools:
                 "rates came with scope='global', where all weights compete. Pass "
                 "scope='layer' or 'grouped'."
             )
-        return Pools(names=names, rates=_rates(names, rates or {}))
+        return Pools(names=names, rates=_rates(names, {} if rates is None else rates))
 
     def densities(self, densities: Sequence[float]) -> list[dict[str, float]]:
         r"""Return the density of each part at each level.
@@ -190,6 +191,11 @@ def _grouped(prunable: Sequence[str], groups: Groups) -> dict[str, tuple[str, ..
                 f"Give a group for each of system.prunable: {', '.join(prunable)}."
             )
         of = {name: groups[name] for name in prunable}
+    elif not callable(groups):
+        raise InvalidInputError(
+            f"groups is {groups!r}. Pass a mapping of weight names to group names, or "
+            "a function from the one to the other."
+        )
     else:
         of = {name: groups(name) for name in prunable}
     wrong = [name for name, group in of.items() if not isinstance(group, str)]
@@ -206,12 +212,16 @@ def _grouped(prunable: Sequence[str], groups: Groups) -> dict[str, tuple[str, ..
 
 def _rates(parts: Iterable[str], rates: Mapping[str, float]) -> dict[str, float]:
     own = list(parts)
+    if not isinstance(rates, Mapping):
+        raise InvalidInputError(
+            f"rates is {rates!r}. Pass a mapping of patterns to numbers."
+        )
     for pattern, rate in rates.items():
-        if not 0.0 <= rate < float("inf"):
+        if not 0.0 <= as_number(rate) < float("inf"):
             raise InvalidInputError(
-                f"The rate of {pattern!r} is {rate}. Pass 0 (never pruned) or more."
+                f"The rate of {pattern!r} is {rate!r}. Pass 0 (never pruned) or more."
             )
-        if not any(fnmatch.fnmatchcase(part, pattern) for part in own):
+        if not any(fnmatch.fnmatchcase(part, str(pattern)) for part in own):
             raise InvalidInputError(
                 f"The rate of {pattern!r} is for nothing. There are: {', '.join(own)}."
             )

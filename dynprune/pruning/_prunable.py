@@ -70,6 +70,7 @@ def check_unmasked(system: GradientSystem, why: str) -> None:
     Raises:
         InvalidInputError: If it has no prunable weight, or some are pruned.
     """
+    check_start(system)
     check_prunable(system.prunable)
     masks = system.masks
     own = [masks[name] for name in system.prunable if name in masks]
@@ -98,18 +99,23 @@ def check_finite(system: GradientSystem) -> None:
             )
 
 
-def check_each(what: str, given: Collection[str], prunable: Iterable[str]) -> None:
-    """Refuse names that are not exactly those of the prunable weights.
+def check_each(what: str, given: Any, prunable: Iterable[str]) -> None:
+    """Refuse what is not given for exactly the prunable weights, by name.
 
     Args:
         what: What is given by name, in the plural.
-        given: The names.
+        given: A mapping, if it is right.
         prunable: Those of the weights.
 
     Raises:
-        InvalidInputError: If some are missing or too much.
+        InvalidInputError: If it is no mapping, or names are missing or too much.
     """
     wanted = list(prunable)
+    if not isinstance(given, Mapping):
+        raise InvalidInputError(
+            f"{what} came as a {type(given).__name__}. Pass a mapping with one for "
+            f"each of system.prunable: {', '.join(wanted)}."
+        )
     missing = [name for name in wanted if name not in given]
     extra = [name for name in given if name not in wanted]
     if missing or extra:
@@ -131,6 +137,7 @@ def check_masks(masks: Mapping[str, Tensor], system: GradientSystem) -> None:
         InvalidInputError: If a name is missing or too much, a shape differs, or a mask
             is not boolean.
     """
+    check_start(system)
     check_each("Masks", masks, system.prunable)
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     for name in system.prunable:
@@ -155,5 +162,9 @@ def probe_cost(system: GradientSystem) -> float:
 
     Returns:
         Gradients; 0 for a system that was probed before.
-    """
+
+    Raises:
+        InvalidInputError: If it is no system.
+    """  # noqa: DOC502 - raised by check_start
+    check_start(system)
     return 0.0 if system.probed else system.probe_gradients
