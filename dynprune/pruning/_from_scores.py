@@ -86,9 +86,10 @@ def from_scores(
     Raises:
         InvalidInputError: If the density is not in (0, 1] or exceeds what survives the
             system's mask, in any layer that has a count of its own; if scores are
-            missing, too many, of a wrong shape, not finite, or all equal where some
-            must go; if the rule keeps nothing; or if no path of kept weights leads
-            from the input to the output (see ``collapse``).
+            missing, too many, of a wrong shape, no real numbers, not finite, integers
+            beyond 2**53, or all equal where some must go; if the rule keeps nothing;
+            or if no path of kept weights leads from the input to the output (see
+            ``collapse``).
 
     Warns:
         NumericalWarning: If a layer keeps nothing.

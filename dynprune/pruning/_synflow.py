@@ -1,5 +1,6 @@
 """SynFlow: synaptic flow conserved over many rounds, without data."""
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -261,8 +262,10 @@ def _linearise_(net: nn.Module) -> None:
 def _output(net: nn.Module, ones: Tensor, system: GradientSystem) -> Any:
     try:
         return net(ones)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
-        if _takes(system, ones):
+        if _takes(net, ones, system.dtype):
             raise InvalidInputError(
                 f"SynFlow runs the network in float64, and its forward does so in "
                 f"{system.dtype} only: {error}. Let tensors that it makes or casts "
@@ -275,11 +278,11 @@ def _output(net: nn.Module, ones: Tensor, system: GradientSystem) -> Any:
         ) from error
 
 
-def _takes(system: GradientSystem, ones: Tensor) -> bool:
-    # the same in the system's own dtype: then the dtype is what was wrong
+def _takes(net: nn.Module, ones: Tensor, dtype: torch.dtype) -> bool:
+    # if the same runs in the system's own dtype, then the dtype is what was wrong
     with torch.no_grad():
         try:
-            private_copy(system).eval()(ones.to(system.dtype))
+            copy.deepcopy(net).to(dtype)(ones.to(dtype))
         except Exception:
             return False
     return True

@@ -335,6 +335,19 @@ def test_a_forward_with_a_dtype_of_its_own_is_named(forward, example, untouched)
     assert "example=" not in text
 
 
+def test_what_fails_with_absolute_weights_is_no_matter_of_dtype():
+    def shy(net, x):
+        if bool((net.first.weight >= 0).all()):
+            raise ValueError("no sign")
+        return net.last(net.first(x))
+
+    x, y = classes(6, 6, 4)
+    with torch.random.fork_rng():
+        system = GradientSystem(Own(shy), CE, (x.float(), y))
+    with pytest.raises(InvalidInputError, match=r"does not take .*: no sign\."):
+        synflow(system, density=0.5)
+
+
 def test_a_network_that_takes_no_ones_says_so():
     def refusing(net, x):
         if bool((x == 1).all()):
