@@ -33,7 +33,9 @@ sparse_evolution    drops \|w\|, grows at random   training ERK       1 training
   *by layer* the same of each layer; *ERK* the same total, layers at Erdős–Rényi-kernel
   densities (``"uniform"`` for the last two); *overshoot* drops whatever ties with its
   threshold, as the source does (``rule="exact"`` does not); *channels* of batch norms
-  (``unit="weight"``: exact). The rules of published codes are those of ``rule=``.
+  (``unit="weight"``: exact). The rules of published codes are those of ``rule=``:
+  once in from_scores, in every round of iterative_snip, force and synflow, and at every
+  level of imp.
 - **Cost** over N examples: G gradients, F forward passes, H Hessian–vector products,
   each over all data; what is not named is not needed. A training counts B/N G a step.
   T rounds, E epochs, M ``matvecs``, n ``samples``, L layers, R + 1 densities; obd and

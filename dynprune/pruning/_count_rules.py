@@ -51,12 +51,19 @@ def check_rule(rule: str) -> None:
         raise unknown("rule", rule, get_args(Rule))
 
 
-def keep(scores: Parts, alive: Parts, density: float, rule: Rule) -> list[Tensor]:
+def keep(
+    scores: Parts,
+    alive: Parts,
+    density: float,
+    rule: Rule,
+    before: float | None = None,
+) -> list[Tensor]:
     r"""Return which of one pool of scores a rule keeps.
 
     With N scores, R of them alive, :math:`s_{(i)}` the i-th lowest alive score (for
     ``synflow``, ``grasp`` and ``force`` of all N, where a pruned weight scores no more
-    than 0 and no more than any other) and :math:`p = 1 - d N / R`:
+    than 0 and no more than any other) and :math:`p = 1 - d N / R`, or
+    :math:`1 - d / d_{\text{before}}` in a later round:
 
     - ``exact``: the K = max(1, ⌊dN + ½⌋) highest, ties to the lower flat index;
     - ``open_lth``: :math:`s > s_{(\lceil p R \rceil + 1)}`;
@@ -68,9 +75,10 @@ def keep(scores: Parts, alive: Parts, density: float, rule: Rule) -> list[Tensor
 
     Args:
         scores: Flat finite scores, of one dtype (float32 or float64) on one device.
-        alive: Flat booleans, True = may be kept.
-        density: d, in (0, 1]; at most R/N.
+        alive: Flat booleans, True = may be kept; some is.
+        density: d, in (0, 1]; at most R/N in the first round.
         rule: Which.
+        before: The density of the round that chose ``alive`` by the same rule.
 
     Returns:
         Flat booleans.
@@ -81,7 +89,8 @@ def keep(scores: Parts, alive: Parts, density: float, rule: Rule) -> list[Tensor
     """
     free = alive[0] if len(alive) == 1 else torch.cat(list(alive))
     size, left = len(free), int(free.count_nonzero())
-    p = round(1.0 - density * size / left, _DIGITS)
+    share = density * size / left if before is None else density / before
+    p = round(1.0 - share, _DIGITS)
     match rule:
         case "exact":
             cut = left + 1 - kept_count(density, size)

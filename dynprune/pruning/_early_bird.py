@@ -18,7 +18,7 @@ from dynprune.pruning._early_bird_results import EarlyBird, Unit
 from dynprune.pruning._early_bird_search import Search
 from dynprune.pruning._from_scores import full_state, record, survivors
 from dynprune.pruning._numbers import as_count, as_density, as_number
-from dynprune.pruning._prunable import check_finite
+from dynprune.pruning._prunable import check_finite, check_start
 from dynprune.pruning._scales import scales
 from dynprune.pruning._select import check_scores, chooses, select
 from dynprune.system import GradientSystem
@@ -116,6 +116,7 @@ def early_bird(
         >>> early_bird(system, train=recipe, density=0.5).network.get_submodule("0")
         Linear(in_features=3, out_features=4, bias=True)
     """  # noqa: DOC502 - some are raised by the parts
+    check_start(system, seed)
     system.check_one_process("Drawing an early-bird ticket")
     density = None if density is None else as_density(density)
     window = as_count("window", window, least=2)

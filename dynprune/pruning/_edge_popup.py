@@ -18,6 +18,7 @@ from dynprune.pruning._from_scores import survivors
 from dynprune.pruning._mask_training import MaskTraining, Weights, own_generators
 from dynprune.pruning._masked_net import Rule, straight_through
 from dynprune.pruning._numbers import as_count, as_density
+from dynprune.pruning._prunable import check_start
 from dynprune.pruning._select import Scope, check_scores, kept_count, select
 from dynprune.pruning._signed_weights import fans
 from dynprune.system import GradientSystem
@@ -107,6 +108,7 @@ def edge_popup(
         >>> edge_popup(start, density=0.5, epochs=40).masks["weight"]
         tensor([[ True, False,  True, False]])
     """  # noqa: DOC502 - raised by the parts
+    check_start(system, seed)
     system.check_one_process("Edge-popup")
     check_known(collapse)
     density, epochs = as_density(density), as_count("epochs", epochs)

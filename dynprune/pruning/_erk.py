@@ -8,6 +8,7 @@ from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._count_rules import kept_count
 from dynprune.pruning._from_scores import from_scores, record
 from dynprune.pruning._numbers import as_density
+from dynprune.pruning._prunable import check_start
 from dynprune.pruning._random import random_scores
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -50,6 +51,7 @@ def erk_densities(system: GradientSystem, *, density: float) -> dict[str, float]
         >>> {name: round(value, 6) for name, value in found.items()}
         {'0.weight': 0.6, '1.weight': 0.45}
     """  # noqa: DOC502 - raised by kept_count
+    check_start(system)
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     every = {name: shapes[name] for name in system.prunable}
     own = {name: shape for name, shape in every.items() if math.prod(shape)}

@@ -10,7 +10,7 @@ from dynprune.core import InvalidInputError
 from dynprune.pruning._collapse import CollapseInTraining
 from dynprune.pruning._drop_and_grow import drop_and_grow
 from dynprune.pruning._layer_counts import LayerDensities, layer_counts, random_masks
-from dynprune.pruning._numbers import as_count, as_density
+from dynprune.pruning._numbers import as_count, as_density, as_number
 from dynprune.pruning._sparse_training import (
     Masks,
     SparseTraining,
@@ -122,8 +122,8 @@ def _exchange_steps(
 ) -> tuple[int, frozenset[int]]:
     # where updates end, three quarters of training by default, and the steps before
     # which there is one
-    if not 0.0 < drop < 1.0:
-        raise InvalidInputError(f"drop is {drop}. Pass a number in (0, 1).")
+    if not 0.0 < as_number(drop) < 1.0:
+        raise InvalidInputError(f"drop is {drop!r}. Pass a number in (0, 1).")
     end = 3 * total // 4 if stop is None else as_count("stop_step", stop, least=0)
     if end > total:
         raise InvalidInputError(

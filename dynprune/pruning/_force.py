@@ -6,11 +6,13 @@ from torch import Tensor
 
 from dynprune.core import Cost
 from dynprune.pruning._collapse import Collapse
-from dynprune.pruning._from_scores import from_scores, record, survivors
-from dynprune.pruning._numbers import as_count
+from dynprune.pruning._count_rules import Rule
+from dynprune.pruning._from_scores import record, survivors, ticket_of
+from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._prunable import check_masks
 from dynprune.pruning._rounds import in_rounds, seed_of
 from dynprune.pruning._scored_net import Mode, ScoredNet
+from dynprune.pruning._select import scope_of
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 
@@ -71,6 +73,7 @@ def force(
     density: float,
     rounds: int = 10,
     mode: Mode = "eval",
+    rule: Rule = "exact",
     collapse: Collapse = "error",
     seed: int = 0,
 ) -> Ticket:
@@ -79,9 +82,8 @@ def force(
     Round t of T keeps density :math:`d_t = d_0 (d / d_0)^{t/T}` of **all** weights by
     :math:`|w_0 \odot \nabla L(m_{t-1} \odot w_0)|`, see :func:`force_scores`: what one
     round prunes a later one may take back. :math:`d_0` is 1, or the density of the
-    system's mask, which nothing returns from. The counts are the exact ones of
-    :func:`from_scores` in every round (the authors' code keeps int(N d_t) and all
-    ties).
+    system's mask, which nothing returns from. The authors' code keeps
+    :math:`\lfloor N d_t \rfloor` in every round, and all ties: ``rule="force"``.
 
     Args:
         system: What is pruned, on the data it is scored on; the ticket is trained
@@ -89,6 +91,8 @@ def force(
         density: Fraction to keep, in (0, 1].
         rounds: Number T of rounds.
         mode: ``"eval"`` or ``"train"`` for batch norm and dropout.
+        rule: How many each round keeps; see :func:`from_scores`, with all weights of
+            the system's mask alive in every round.
         collapse: What to do about one; see :func:`from_scores`.
         seed: Of random loaders and dropout, another one in each round.
 
@@ -97,7 +101,8 @@ def force(
 
     Raises:
         InvalidInputError: See :func:`from_scores`; or if ``rounds`` is not positive,
-            or all scores of a round are equal (the network came apart).
+            the rule is unknown or keeps nothing, or all scores of a round are equal
+            (the network came apart).
 
     Cost:
         T gradients, no further forward passes, no HVPs.
@@ -105,21 +110,24 @@ def force(
     Source:
         de Jorge et al., *Progressive Skeletonization: Trimming more fat from a network
         at initialization*, ICLR 2021.
-    """  # noqa: DOC502 - raised by in_rounds and from_scores
+    """  # noqa: DOC502 - raised by in_rounds and ticket_of
     rounds = as_count("rounds", rounds)
     net = ScoredNet(system, mode=mode)
-    scores = in_rounds(
+    masks = in_rounds(
         system,
         lambda t, masks: _scores(net, masks, seed=seed_of(seed, t)),
         density=density,
         rounds=rounds,
         may_return=True,
+        rule=rule,
     )
     settings = {"mode": mode, "rounds": rounds}
-    return from_scores(
+    return ticket_of(
         system,
-        scores,
-        density=density,
+        masks,
+        density=as_density(density),
+        rule=rule,
+        scope=scope_of(rule),
         collapse=collapse,
         provenance=record(
             system, "pruning.force", seed=seed, settings=settings, sources=("force",)

@@ -10,8 +10,15 @@ from dynprune.core import Cost, InvalidInputError, Provenance
 from dynprune.pruning._collapse import Collapse, check_collapse
 from dynprune.pruning._count_rules import Rule, check_rule
 from dynprune.pruning._numbers import as_density, as_number
-from dynprune.pruning._prunable import check_each, check_others
-from dynprune.pruning._select import Density, Scope, check_choice, check_scores, select
+from dynprune.pruning._prunable import check_each, check_others, check_start
+from dynprune.pruning._select import (
+    Density,
+    Scope,
+    check_choice,
+    check_scores,
+    scope_of,
+    select,
+)
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 
@@ -79,9 +86,10 @@ def from_scores(
     Raises:
         InvalidInputError: If the density is not in (0, 1] or exceeds what survives the
             system's mask, in any layer that has a count of its own; if scores are
-            missing, too many, of a wrong shape, not finite, or all equal where some
-            must go; if the rule keeps nothing; or if no path of kept weights leads
-            from the input to the output (see ``collapse``).
+            missing, too many, of a wrong shape, no real numbers, not finite, integers
+            beyond 2**53, or all equal where some must go; if the rule keeps nothing;
+            or if no path of kept weights leads from the input to the output (see
+            ``collapse``).
 
     Warns:
         NumericalWarning: If a layer keeps nothing.
@@ -106,22 +114,67 @@ def from_scores(
         {'weight': tensor([[True, True, True]])}
     """  # noqa: DOC502 - raised by the parts
     check_rule(rule)
-    scope = scope or ("layer" if rule == "lth2018" else "global")
+    scope = scope or scope_of(rule)
     alive = survivors(system)
     check_scores(scores, {name: tuple(part.shape) for name, part in alive.items()})
     wanted = _density(density, layer_densities, alive)
     ordered = {name: scores[name] for name in alive}
     masks = select(ordered, alive, density=wanted, scope=scope, rule=rule)
     check_choice(ordered, alive, wanted, scope)
-    found = check_collapse(system, masks, density=wanted, collapse=collapse)
-    made = provenance or record(system, "pruning.from_scores")
-    settings = {"rule": rule, "scope": scope, "collapse": found} | dict(made.settings)
-    if layer_densities is None:
-        settings = {"density": wanted} | settings
+    return ticket_of(
+        system,
+        masks,
+        density=wanted,
+        rule=rule,
+        scope=scope,
+        collapse=collapse,
+        provenance=provenance or record(system, "pruning.from_scores"),
+        cost=cost,
+    )
+
+
+def ticket_of(
+    system: GradientSystem,
+    masks: Mapping[str, Tensor],
+    *,
+    density: Density,
+    rule: Rule,
+    scope: Scope,
+    collapse: Collapse,
+    provenance: Provenance,
+    cost: Cost | None,
+) -> Ticket:
+    """Return the ticket of masks that a rule chose, after a look at a collapse.
+
+    Args:
+        system: What is pruned.
+        masks: Name to boolean tensor, for each of ``system.prunable``.
+        density: That of all weights, or one for each tensor by name.
+        rule: As for :func:`from_scores`.
+        scope: As for :func:`from_scores`.
+        collapse: As for :func:`from_scores`.
+        provenance: What made the masks; its settings come to those named here.
+        cost: What they cost.
+
+    Returns:
+        The ticket.
+
+    Raises:
+        InvalidInputError: As :func:`from_scores`, of a collapse.
+    """  # noqa: DOC502 - raised by check_collapse
+    found = check_collapse(system, masks, density=density, collapse=collapse)
+    settings: dict[str, Any] = {"rule": rule, "scope": scope, "collapse": found}
+    settings |= dict(provenance.settings)
+    if isinstance(density, Mapping):
+        settings |= {"layer_densities": density}
     else:
-        settings |= {"layer_densities": wanted}
+        settings = {"density": density} | settings
     made = record(
-        system, made.made_by, seed=made.seed, settings=settings, sources=made.sources
+        system,
+        provenance.made_by,
+        seed=provenance.seed,
+        settings=settings,
+        sources=provenance.sources,
     )
     return Ticket.make(
         masks,
@@ -165,8 +218,9 @@ def survivors(system: GradientSystem) -> dict[str, Tensor]:
         Name to boolean tensor, for each of ``system.prunable``.
 
     Raises:
-        InvalidInputError: If it prunes anything else.
-    """  # noqa: DOC502 - raised by check_others
+        InvalidInputError: If it is no system, or prunes anything else.
+    """  # noqa: DOC502 - raised by the parts
+    check_start(system)
     check_others(system)
     masks = system.masks
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
@@ -211,7 +265,11 @@ def record(
 
     Returns:
         The record.
-    """
+
+    Raises:
+        InvalidInputError: If the seed is no integer.
+    """  # noqa: DOC502 - raised by check_start
+    check_start(system, seed)
     return Provenance(
         made_by=made_by,
         seed=seed,

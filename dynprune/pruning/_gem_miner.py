@@ -21,6 +21,7 @@ from dynprune.pruning._from_scores import survivors
 from dynprune.pruning._mask_training import MaskTraining, Weights, own_generators
 from dynprune.pruning._masked_net import MaskedNet, straight_through
 from dynprune.pruning._numbers import as_count, as_density
+from dynprune.pruning._prunable import check_start
 from dynprune.pruning._select import check_room, check_scores, select
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -129,6 +130,7 @@ def gem_miner(
         >>> ticket.masks["weight"]
         tensor([[ True, False,  True, False]])
     """
+    check_start(system, seed)
     system.check_one_process("Mining a ticket")
     check_known(collapse)
     density, epochs = as_density(density), as_count("epochs", epochs)

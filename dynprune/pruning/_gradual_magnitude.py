@@ -9,6 +9,7 @@ from dynprune.pruning._collapse import CollapseInTraining
 from dynprune.pruning._from_scores import survivors
 from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._select import (
+    check_choice,
     Scope,
     check_scope,
     check_scores,
@@ -161,6 +162,7 @@ def gradual_magnitude(
             held = mover.weights()
             scores = {name: held[name].abs() for name in masks.now}
             check_scores(scores, {n: tuple(s.shape) for n, s in scores.items()})
+            check_choice(scores, masks.now, due[step], scope)
             found = select(scores, masks.now, density=due[step], scope=scope)
             masks.change(mover, step, found)
         return mover.step(batch)

@@ -4,14 +4,13 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from torch import Tensor
-
 from dynprune.core import Cost, InvalidInputError, track, unknown
 from dynprune.pruning._collapse import (
     CollapseInTraining,
     check_collapse,
     check_known,
 )
+from dynprune.pruning._count_rules import Rule, check_rule
 from dynprune.pruning._fine_tune import at_last_rate
 from dynprune.pruning._from_scores import full_state, record, survivors
 from dynprune.pruning._imp_results import IMPLevel, IMPRun
@@ -19,7 +18,7 @@ from dynprune.pruning._magnitude import magnitude_scores
 from dynprune.pruning._numbers import as_count, as_density, as_number
 from dynprune.pruning._pools import Groups, IMPScope, Pools
 from dynprune.pruning._prunable import check_unmasked
-from dynprune.pruning._select import check_scores
+from dynprune.pruning._select import check_scores, scope_of
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 from dynprune.training import Recipe, Run, Trainer
@@ -35,7 +34,8 @@ def imp(
     train: Trainer,
     rewind_step: int = 0,
     rewind: Rewind = "weights",
-    scope: IMPScope = "global",
+    rule: Rule = "exact",
+    scope: IMPScope | None = None,
     groups: Groups | None = None,
     rates: Mapping[str, float] | None = None,
     fine_tune: Trainer | None = None,
@@ -79,6 +79,13 @@ def imp(
     20 %. Then ``densities`` are those of parts of rate 1; the ticket's own density is
     counted.
 
+    Other rules than ``"exact"`` are those of published codes, see :func:`from_scores`,
+    each applied at every level to what the level before has kept. ``"open_lth"``,
+    ``"lth2018"`` and ``"gem_miner"`` know no target: of the R weights alive in a part
+    they remove the share :math:`p = r_g (1 - d_n / d_{n-1})`, rounded up, and what
+    they remove beyond it adds up. ``"synflow"``, ``"grasp"`` and ``"force"`` count
+    from :math:`d_{g,n}` of all N.
+
     Args:
         system: The dense system, at the state it is to be trained from.
         densities: One per level, 1 first, then strictly decreasing: see
@@ -88,8 +95,10 @@ def imp(
             :class:`dynprune.training.Trainer`.
         rewind_step: k, in optimiser steps.
         rewind: ``"weights"``, ``"learning-rate"`` or ``"fine-tune"``, as above.
+        rule: ``"exact"``, as above, or that of another code.
         scope: What competes: all weights (``"global"``), those of each tensor
-            (``"layer"``), or those of each group (``"grouped"``).
+            (``"layer"``), or those of each group (``"grouped"``); what the rule is for
+            by default: ``"layer"`` for ``"lth2018"``, else ``"global"``.
         groups: For ``"grouped"``: weight name to group name, or a function of it.
         rates: Pattern of tensor or group names to its rate r ≥ 0, 1 for those that
             match none, the first pattern that matches counts.
@@ -111,9 +120,9 @@ def imp(
         InvalidInputError: If the densities do not start at 1 and strictly decrease
             within (0, 1], the rewind step is negative or leaves no step to make, the
             system is already masked or has no prunable weight, groups or rates do not
-            fit the scope or the names, a rate removes all of a layer, ``fine_tune``
-            is missing, not asked for or would not move, or trained weights are not
-            finite.
+            fit the scope or the names, a rate or a rule removes all of a layer, a
+            rule prunes where the rate is 0, ``fine_tune`` is missing, not asked for or
+            would not move, or trained weights are not finite.
 
     Warns:
         NumericalWarning: If a level keeps nothing of a layer, or no path from the
@@ -139,15 +148,27 @@ def imp(
         >>> start = system.with_state(torch.zeros(4))
         >>> imp(start, densities=(1.0, 0.5), train=recipe).tickets[1].masks
         {'weight': tensor([[ True,  True, False, False]])}
-    """  # noqa: DOC502 - raised by _densities, Pools and check_scores
+    """
     densities = _densities(densities)
     rewind_step = as_count("rewind_step", rewind_step, least=0)
     check_unmasked(system, "level 0 is the dense network")
     check_known(collapse, in_training=True)
+    for what, given in (("train", train), ("fine_tune", fine_tune)):
+        if not callable(given) and (given is not None or what == "train"):
+            raise InvalidInputError(
+                f"{what} is a {type(given).__name__}. Pass a dynprune.training.Recipe, "
+                "or another Trainer."
+            )
+    if after_level is not None and not callable(after_level):
+        raise InvalidInputError(f"after_level is {after_level!r}. Pass a function.")
+    check_rule(rule)
+    scope = scope or scope_of(rule)
     pools = Pools.of(system.prunable, scope, groups=groups, rates=rates)
     wanted = pools.densities(densities)
     again = _retrainer(system, train, rewind, fine_tune, rewind_step)
-    how: dict[str, Any] = {"rewind_step": rewind_step, "rewind": rewind, "scope": scope}
+    pools.rehearse(survivors(system), wanted, rule)
+    how: dict[str, Any] = {"rewind_step": rewind_step, "rewind": rewind}
+    how |= {"rule": rule, "scope": scope}
     if groups is not None:
         parts = pools.names.items()
         how["groups"] = {name: part for part, names in parts for name in names}
@@ -166,7 +187,11 @@ def imp(
     levels: list[IMPLevel] = []
     for n in track(range(len(densities)), label="pruning.imp", show=progress):
         if n:
-            masks = _next_masks(system, levels[-1], masks, pools, wanted[n])
+            scores = magnitude_scores(system, state=dict(levels[-1].state_items))
+            check_scores(scores, {name: tuple(m.shape) for name, m in masks.items()})
+            masks = pools.select(
+                scores, masks, wanted[n], before=wanted[n - 1], rule=rule
+            )
             if rewind != "weights":
                 origin, buffers = levels[-1].state, levels[-1].buffers
         looked = check_collapse(
@@ -244,18 +269,6 @@ def _sources(rewind: str, rewind_step: int) -> tuple[str, ...]:
     if rewind != "weights":
         return ("imp", "lr_rewinding")
     return ("imp", "rewinding") if rewind_step else ("imp",)
-
-
-def _next_masks(
-    system: GradientSystem,
-    level: IMPLevel,
-    masks: dict[str, Tensor],
-    pools: Pools,
-    densities: Mapping[str, float],
-) -> dict[str, Tensor]:
-    scores = magnitude_scores(system, state=dict(level.state_items))
-    check_scores(scores, {name: tuple(mask.shape) for name, mask in masks.items()})
-    return pools.select(scores, masks, densities)
 
 
 def _densities(given: Sequence[float]) -> tuple[float, ...]:

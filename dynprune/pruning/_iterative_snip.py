@@ -4,10 +4,12 @@ from torch import Tensor
 
 from dynprune.core import Cost
 from dynprune.pruning._collapse import Collapse
-from dynprune.pruning._from_scores import from_scores, record
-from dynprune.pruning._numbers import as_count
+from dynprune.pruning._count_rules import Rule
+from dynprune.pruning._from_scores import record, ticket_of
+from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._rounds import in_rounds, seed_of
 from dynprune.pruning._scored_net import Mode, ScoredNet
+from dynprune.pruning._select import scope_of
 from dynprune.pruning._snip import sensitivities
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -19,6 +21,7 @@ def iterative_snip(
     density: float,
     rounds: int = 10,
     mode: Mode = "eval",
+    rule: Rule = "exact",
     collapse: Collapse = "error",
     seed: int = 0,
 ) -> Ticket:
@@ -30,7 +33,8 @@ def iterative_snip(
 
     of the network as pruned so far; pruned stays pruned. :math:`d_0` is 1, or the
     density of the system's mask. One round is :func:`snip`; weights that may return
-    are :func:`force`.
+    are :func:`force`, whose authors' code does both and keeps
+    :math:`\lfloor N d_t \rfloor` and all ties in every round: ``rule="force"``.
 
     Args:
         system: What is pruned, on the data it is scored on; the ticket is trained
@@ -38,6 +42,9 @@ def iterative_snip(
         density: Fraction to keep, in (0, 1].
         rounds: Number T of rounds.
         mode: ``"eval"`` or ``"train"`` for batch norm and dropout; it matters.
+        rule: How many each round keeps; see :func:`from_scores`. Those that count
+            among the R weights alive remove the share :math:`1 - d_t / d_{t-1}` of
+            them, as their codes do; what they remove beyond it adds up.
         collapse: What to do about one; see :func:`from_scores`.
         seed: Of random loaders and dropout, another one in each round.
 
@@ -46,7 +53,8 @@ def iterative_snip(
 
     Raises:
         InvalidInputError: See :func:`from_scores`; or if ``rounds`` is not positive,
-            or all scores of a round are equal (the network came apart).
+            the rule is unknown or keeps nothing, or all scores of a round are equal
+            (the network came apart).
 
     Cost:
         T gradients, no further forward passes, no HVPs.
@@ -55,7 +63,7 @@ def iterative_snip(
         Verdenius et al., *Pruning via Iterative Ranking of Sensitivity Statistics*,
         2020; de Jorge et al., *Progressive Skeletonization: Trimming more fat from a
         network at initialization*, ICLR 2021.
-    """  # noqa: DOC502 - raised by in_rounds and from_scores
+    """  # noqa: DOC502 - raised by in_rounds and ticket_of
     rounds = as_count("rounds", rounds)
     net = ScoredNet(system, mode=mode)
 
@@ -63,12 +71,16 @@ def iterative_snip(
         net.restrict_(masks)
         return sensitivities(net, seed=seed_of(seed, t))
 
-    scores = in_rounds(system, score, density=density, rounds=rounds, may_return=False)
+    masks = in_rounds(
+        system, score, density=density, rounds=rounds, may_return=False, rule=rule
+    )
     settings = {"mode": mode, "rounds": rounds}
-    return from_scores(
+    return ticket_of(
         system,
-        scores,
-        density=density,
+        masks,
+        density=as_density(density),
+        rule=rule,
+        scope=scope_of(rule),
         collapse=collapse,
         provenance=record(
             system,

@@ -1,7 +1,8 @@
 """Second moments of what enters the layers of a network, collected by hooks."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -119,7 +120,17 @@ def _hooked(layers: Iterable[Layer], seen: Seen) -> Iterator[None]:
         for source in layer.sources
     ]
     try:
-        yield
+        with _as_written():
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _as_written() -> AbstractContextManager[Any]:
+    # what was compiled runs no hook that came later; before torch's compiler is
+    # imported, which takes seconds, nothing was
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    plain: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return plain

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dynprune.core import Cost
+from dynprune.core import Cost, InvalidInputError
 from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._from_scores import from_scores, record
+from dynprune.pruning._prunable import check_start
 from dynprune.pruning._select import Scope
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -24,6 +25,9 @@ def magnitude_scores(
     Returns:
         Name to scores, for each of ``system.prunable``.
 
+    Raises:
+        InvalidInputError: If the state is neither coordinates nor named tensors.
+
     Example:
         >>> import torch
         >>> x, y = torch.eye(2), torch.zeros(2, 1)
@@ -32,8 +36,14 @@ def magnitude_scores(
         >>> magnitude_scores(system, state=torch.tensor([1.0, -2.0]))
         {'weight': tensor([[1., 2.]])}
     """
+    check_start(system)
     if state is None:
         state = system.state
+    if not isinstance(state, Tensor | Mapping):
+        raise InvalidInputError(
+            f"state is a {type(state).__name__}. Pass coordinates of shape (P,), or "
+            "named tensors such as dict(model.named_parameters())."
+        )
     if isinstance(state, Tensor):
         state = system.unflatten(state.to(system.device))
     named = system.unflatten(system.flatten(state))

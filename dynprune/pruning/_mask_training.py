@@ -19,7 +19,7 @@ from dynprune.core import (
 )
 from dynprune.pruning._from_scores import full_state, record, survivors
 from dynprune.pruning._masked_net import MaskedNet, Rule
-from dynprune.pruning._numbers import as_count
+from dynprune.pruning._numbers import as_count, as_number
 from dynprune.pruning._private_copy import private_copy
 from dynprune.pruning._prunable import check_finite
 from dynprune.pruning._signed_weights import plain_values, signed_weights
@@ -85,6 +85,8 @@ class MaskTraining:
     ) -> None:
         _check(epochs, penalty, weights, mode)
         check_finite(system)
+        if batch_size is not None:
+            batch_size = as_count("batch_size", batch_size)
         source = system if data is None else system.with_data(data)
         self.order = order_of(source, batch_size, seed=seed)
         chosen = signed_weights(system) if weights == "signed" else None
@@ -339,9 +341,9 @@ def _with_penalty(penalty: float) -> Callable[[nn.Module, Any], Tensor]:
 
 def _check(epochs: int, penalty: float, weights: str, mode: str) -> None:
     as_count("epochs", epochs)
-    if not 0.0 <= penalty < float("inf"):
+    if not 0.0 <= as_number(penalty) < float("inf"):
         raise InvalidInputError(
-            f"penalty (λ) is {penalty}. Pass a finite number ≥ 0, e.g. 1e-4."
+            f"penalty (λ) is {penalty!r}. Pass a finite number ≥ 0, e.g. 1e-4."
         )
     if weights not in {"signed", "own"}:
         raise InvalidInputError(f"weights is {weights!r}. Pass 'signed' or 'own'.")

@@ -11,7 +11,7 @@ from dynprune.operators import AbstractOperator, GaussNewtonOperator, HessianOpe
 from dynprune.pruning._collapse import Collapse, check_known
 from dynprune.pruning._from_scores import from_scores, record
 from dynprune.pruning._numbers import as_count, as_density
-from dynprune.pruning._prunable import check_prunable, probe_cost
+from dynprune.pruning._prunable import check_prunable, check_start, probe_cost
 from dynprune.pruning._select import Scope
 from dynprune.spectral import Diagonal, diagonal
 from dynprune.system import GradientSystem
@@ -65,6 +65,7 @@ def obd_diagonal(
         >>> obd_diagonal(system).values
         tensor([1., 1.])
     """  # noqa: DOC501, DOC502 - unknown() makes it; the others from below
+    check_start(system, seed)
     matvecs = as_count("matvecs", matvecs)
     system.check_one_process("Scoring weights")
     if curvature not in get_args(Curvature):

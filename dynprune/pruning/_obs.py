@@ -23,9 +23,14 @@ from dynprune.pruning._inverse_blocks import (
     started,
     summed_update,
 )
-from dynprune.pruning._numbers import as_count, as_density
+from dynprune.pruning._numbers import as_count, as_density, as_number
 from dynprune.pruning._obd import prunable_coordinates
-from dynprune.pruning._prunable import check_any, check_finite, probe_cost
+from dynprune.pruning._prunable import (
+    check_any,
+    check_finite,
+    check_start,
+    probe_cost,
+)
 from dynprune.pruning._select import Scope
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -248,6 +253,7 @@ class _Surgeon:
             block_size = as_count("block_size", block_size)
         if samples is not None:
             samples = as_count("samples", samples)
+        check_start(system, seed)
         system.check_one_process("Scoring weights")
         prunable_coordinates(system)
         check_finite(system)
@@ -391,9 +397,10 @@ def _check_positive(name: str, inverse: Tensor, costs: Tensor) -> None:
 
 def _check(curvature: str, damping: float) -> None:
     _check_known("curvature", curvature, get_args(OBSCurvature))
-    if not 0.0 <= damping < float("inf") or (curvature == "fisher" and damping == 0):
+    found = as_number(damping)
+    if not 0.0 <= found < float("inf") or (curvature == "fisher" and found == 0):
         raise InvalidInputError(
-            f"damping is {damping} with curvature={curvature!r}. Pass a positive "
+            f"damping is {damping!r} with curvature={curvature!r}. Pass a positive "
             "number (the Fisher recursion starts at I/damping); 0 is for an exact "
             "curvature that is positive definite."
         )

@@ -1,14 +1,18 @@
 """Which weights compete with each other in iterative pruning, and how fast they go."""
 
 import fnmatch
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final, get_args
 
+import torch
 from torch import Tensor
 
 from dynprune.core import InvalidInputError
-from dynprune.pruning._select import select
+from dynprune.pruning._count_rules import Rule
+from dynprune.pruning._numbers import as_number
+from dynprune.pruning._select import Scope, check_choice, select
 
 IMPScope = Literal["global", "layer", "grouped"]
 Groups = Mapping[str, str] | Callable[[str], str]
@@ -72,7 +76,7 @@ class Pools:
                 "rates came with scope='global', where all weights compete. Pass "
                 "scope='layer' or 'grouped'."
             )
-        return Pools(names=names, rates=_rates(names, rates or {}))
+        return Pools(names=names, rates=_rates(names, {} if rates is None else rates))
 
     def densities(self, densities: Sequence[float]) -> list[dict[str, float]]:
         r"""Return the density of each part at each level.
@@ -109,28 +113,77 @@ class Pools:
             found.append(row)
         return found
 
+    def rehearse(
+        self,
+        alive: Mapping[str, Tensor],
+        densities: Sequence[Mapping[str, float]],
+        rule: Rule,
+    ) -> None:
+        """Refuse, before any training, a rule that will find nothing to keep.
+
+        Args:
+            alive: Name to boolean tensor, of the dense level.
+            densities: For each level, part to density.
+            rule: Which.
+
+        Raises:
+            InvalidInputError: If it keeps nothing of a part at some level, were all
+                scores different; or removes some of a part that is never pruned.
+        """
+        if rule == "exact":
+            return
+        for part, rate in self.rates.items():
+            if rate == 0.0 and rule in {"open_lth", "lth2018"}:
+                raise InvalidInputError(
+                    f"The rate of {part!r} is 0, and rule={rule!r} removes one weight "
+                    "more than it is asked for, of every part. Pass rule='exact', or "
+                    "leave the weights out with GradientSystem(..., parameters=...)."
+                )
+        ranks = {
+            name: torch.arange(mask.numel(), dtype=torch.float64).view(mask.shape)
+            for name, mask in alive.items()
+        }
+        left = dict(alive)
+        for before, now in itertools.pairwise(densities):
+            left = self.select(ranks, left, now, before=before, rule=rule)
+
     def select(
         self,
         scores: Mapping[str, Tensor],
         alive: Mapping[str, Tensor],
         densities: Mapping[str, float],
+        *,
+        before: Mapping[str, float],
+        rule: Rule,
     ) -> dict[str, Tensor]:
-        """Keep the highest scores of each part, exactly as many as its density says.
+        """Keep the highest scores of each part, as many as its density says.
 
         Args:
             scores: Name to scores.
             alive: Name to boolean tensor, True = may be kept.
             densities: Part to density.
+            before: Those of the level before, which chose ``alive``.
+            rule: How many a density keeps, and who wins ties.
 
         Returns:
             Name to boolean tensor, in the order of ``scores``.
-        """
+
+        Raises:
+            InvalidInputError: If all scores of a part are equal, where some must go.
+        """  # noqa: DOC502 - raised by check_choice
         masks: dict[str, Tensor] = {}
         for part, names in self.names.items():
+            own = {name: scores[name] for name in names}
+            left = {name: alive[name] for name in names}
+            scope: Scope = "layer" if len(names) == 1 else "global"
+            check_choice(own, left, densities[part], scope)
             masks |= select(
-                {name: scores[name] for name in names},
-                {name: alive[name] for name in names},
+                own,
+                left,
                 density=densities[part],
+                scope=scope,
+                rule=rule,
+                before=before[part],
             )
         return {name: masks[name] for name in scores}
 
@@ -145,6 +198,11 @@ def _grouped(prunable: Sequence[str], groups: Groups) -> dict[str, tuple[str, ..
                 f"Give a group for each of system.prunable: {', '.join(prunable)}."
             )
         of = {name: groups[name] for name in prunable}
+    elif not callable(groups):
+        raise InvalidInputError(
+            f"groups is {groups!r}. Pass a mapping of weight names to group names, or "
+            "a function from the one to the other."
+        )
     else:
         of = {name: groups(name) for name in prunable}
     wrong = [name for name, group in of.items() if not isinstance(group, str)]
@@ -161,12 +219,16 @@ def _grouped(prunable: Sequence[str], groups: Groups) -> dict[str, tuple[str, ..
 
 def _rates(parts: Iterable[str], rates: Mapping[str, float]) -> dict[str, float]:
     own = list(parts)
+    if not isinstance(rates, Mapping):
+        raise InvalidInputError(
+            f"rates is {rates!r}. Pass a mapping of patterns to numbers."
+        )
     for pattern, rate in rates.items():
-        if not 0.0 <= rate < float("inf"):
+        if not 0.0 <= as_number(rate) < float("inf"):
             raise InvalidInputError(
-                f"The rate of {pattern!r} is {rate}. Pass 0 (never pruned) or more."
+                f"The rate of {pattern!r} is {rate!r}. Pass 0 (never pruned) or more."
             )
-        if not any(fnmatch.fnmatchcase(part, pattern) for part in own):
+        if not any(fnmatch.fnmatchcase(part, str(pattern)) for part in own):
             raise InvalidInputError(
                 f"The rate of {pattern!r} is for nothing. There are: {', '.join(own)}."
             )

@@ -1,12 +1,31 @@
 """What pruners check of a system's prunable weights at the door."""
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, whole
 from dynprune.system import GradientSystem
+
+
+def check_start(system: Any, seed: Any = 0) -> None:
+    """Refuse what is no system, or no seed, before anything is computed.
+
+    Args:
+        system: As given.
+        seed: As given.
+
+    Raises:
+        InvalidInputError: If the system is no GradientSystem, or the seed no integer.
+    """
+    if not isinstance(system, GradientSystem):
+        raise InvalidInputError(
+            f"system is a {type(system).__name__}. Pass a dynprune.GradientSystem: "
+            "GradientSystem(model, loss_fn, data)."
+        )
+    whole(seed, name="seed")
 
 
 def check_prunable(names: Collection[str]) -> None:
@@ -52,6 +71,7 @@ def check_unmasked(system: GradientSystem, why: str) -> None:
     Raises:
         InvalidInputError: If it has no prunable weight, or a mask prunes any weight.
     """
+    check_start(system)
     check_prunable(system.prunable)
     pruned = sum(int((~mask).sum()) for mask in system.masks.values())
     if pruned:
@@ -99,18 +119,23 @@ def check_finite(system: GradientSystem) -> None:
             )
 
 
-def check_each(what: str, given: Collection[str], prunable: Iterable[str]) -> None:
-    """Refuse names that are not exactly those of the prunable weights.
+def check_each(what: str, given: Any, prunable: Iterable[str]) -> None:
+    """Refuse what is not given for exactly the prunable weights, by name.
 
     Args:
         what: What is given by name, in the plural.
-        given: The names.
+        given: A mapping, if it is right.
         prunable: Those of the weights.
 
     Raises:
-        InvalidInputError: If some are missing or too much.
+        InvalidInputError: If it is no mapping, or names are missing or too much.
     """
     wanted = list(prunable)
+    if not isinstance(given, Mapping):
+        raise InvalidInputError(
+            f"{what} came as a {type(given).__name__}. Pass a mapping with one for "
+            f"each of system.prunable: {', '.join(wanted)}."
+        )
     missing = [name for name in wanted if name not in given]
     extra = [name for name in given if name not in wanted]
     if missing or extra:
@@ -132,6 +157,7 @@ def check_masks(masks: Mapping[str, Tensor], system: GradientSystem) -> None:
         InvalidInputError: If a name is missing or too much, a shape differs, or a mask
             is not boolean.
     """
+    check_start(system)
     check_each("Masks", masks, system.prunable)
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     for name in system.prunable:
@@ -156,5 +182,9 @@ def probe_cost(system: GradientSystem) -> float:
 
     Returns:
         Gradients; 0 for a system that was probed before.
-    """
+
+    Raises:
+        InvalidInputError: If it is no system.
+    """  # noqa: DOC502 - raised by check_start
+    check_start(system)
     return 0.0 if system.probed else system.probe_gradients

@@ -8,6 +8,7 @@ from torch import Tensor
 from dynprune.core import generator
 from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._from_scores import from_scores, record
+from dynprune.pruning._prunable import check_start
 from dynprune.pruning._select import Scope
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -32,6 +33,7 @@ def random_scores(system: GradientSystem, *, seed: int = 0) -> dict[str, Tensor]
         >>> random_scores(system)["weight"].shape
         torch.Size([1, 2])
     """
+    check_start(system, seed)
     draw = generator(seed)
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     return {

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynprune.core import InvalidInputError, mean_interval, whole
 from dynprune.pruning._from_scores import record
 from dynprune.pruning._numbers import as_count, as_number
+from dynprune.pruning._prunable import check_start
 from dynprune.pruning._sanity_check_controls import (
     CONTROLS,
     TICKET,
@@ -130,13 +131,14 @@ def sanity_check(
         >>> found.verdicts["reinitialised"], found.verdicts["inverted"]
         ('worse', 'worse')
     """  # noqa: DOC502 - raised by the parts
-    seeds = [whole(seed, name="seed") for seed in seeds]
+    check_start(system)
+    seeds = _different(seeds)
     tickets = _one_each(ticket, seeds)
     found = _one_each(scores, seeds, what="scores")
     confidence = as_number(confidence)
     mean_interval((0.0, 1.0), confidence=confidence)  # refuses what is no coverage
     if not as_number(margin) >= 0.0:
-        raise InvalidInputError(f"margin is {margin}. Pass 0 or more.")
+        raise InvalidInputError(f"margin is {margin!r}. Pass 0 or more.")
     margin = as_number(margin)
     start_step = as_count("start_step", start_step, least=0)
     if isinstance(train, Recipe) and start_step >= train.steps:
@@ -204,14 +206,27 @@ def sanity_check(
     )
 
 
-def _one_each(given: Any, seeds: Sequence[int], *, what: str = "tickets") -> list[Any]:
-    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+def _different(seeds: Any) -> tuple[int, ...]:
+    try:
+        found = tuple(whole(seed, name="a seed") for seed in seeds)
+    except TypeError:
+        found = ()
+    if len(found) < 2 or len(set(found)) < len(found):
         raise InvalidInputError(
-            f"A sanity check was asked with seeds {list(seeds)}. Pass at least two "
-            "different ones: without seed noise there is no verdict."
+            f"A sanity check was asked with seeds {seeds}. Pass at least two different "
+            "ones: without seed noise there is no verdict."
         )
+    return found
+
+
+def _one_each(given: Any, seeds: Sequence[int], *, what: str = "tickets") -> list[Any]:
     if given is None or isinstance(given, Ticket | Mapping):
         return [given] * len(seeds)
+    if not isinstance(given, Sequence):
+        raise InvalidInputError(
+            f"{what} came as a {type(given).__name__}. Pass one for all, or one for "
+            "each seed."
+        )
     if len(given) != len(seeds):
         raise InvalidInputError(
             f"{len(given)} {what} and {len(seeds)} seeds were given. Pass one for all, "
@@ -241,6 +256,11 @@ def _problem(
             f"A sanity check was asked with {', '.join(given) or 'no problem'} only. "
             "Pass problem=, or held_out= (data to compare on) and make_model= (seed to "
             "a new model, for the re-initialised copies)."
+        )
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise InvalidInputError(
+            f"make_model is a {type(make_model).__name__}. Pass a function from a seed "
+            "to a new model."
         )
     return Problem(
         make_model=make_model,

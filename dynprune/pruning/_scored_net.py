@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from dynprune.core import InvalidInputError, isolated
 from dynprune.pruning._from_scores import survivors
+from dynprune.pruning._numbers import as_number
 from dynprune.pruning._private_copy import private_copy
-from dynprune.pruning._prunable import check_prunable
+from dynprune.pruning._prunable import check_prunable, check_start
 from dynprune.system import GradientSystem, MeanLoss
 
 Mode = Literal["eval", "train"]
@@ -34,12 +35,13 @@ class ScoredNet:
     def __init__(
         self, system: GradientSystem, *, mode: Mode = "eval", temperature: float = 1.0
     ) -> None:
+        check_start(system)
         system.check_one_process("Scoring weights")
         if mode not in {"eval", "train"}:
             raise InvalidInputError(f"mode is {mode!r}. Pass 'eval' or 'train'.")
-        if not 0.0 < temperature < float("inf"):
+        if not 0.0 < as_number(temperature) < float("inf"):
             raise InvalidInputError(
-                f"temperature is {temperature}. Pass a positive finite number."
+                f"temperature is {temperature!r}. Pass a positive finite number."
             )
         check_prunable(system.prunable)
         self._system = system

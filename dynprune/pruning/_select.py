@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,15 @@ from dynprune.pruning._count_rules import (
 from dynprune.pruning._prunable import check_any, check_each, check_prunable
 
 Scope = Literal["global", "layer"]
+# what there is an order statistic of, in float32 or float64
+_KINDS = {
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
+_WHOLE = 2**53
 # a density for all tensors, or one for each by name
 Density = float | Mapping[str, float]
 
@@ -32,12 +41,14 @@ def check_scores(
 
     Raises:
         InvalidInputError: If there is no prunable weight, a name is missing or too
-            much, a shape differs, or a score is NaN or infinite.
+            much, a shape differs, or a score is no real number, NaN, infinite, or an
+            integer beyond 2**53.
     """
     check_prunable(shapes)
     check_any(math.prod(shape) for shape in shapes.values())
     check_each("Scores", scores, shapes)
     for name, shape in shapes.items():
+        check_kind(name, scores[name])
         if tuple(scores[name].shape) != shape:
             raise InvalidInputError(
                 f"The scores of {name!r} have shape {tuple(scores[name].shape)}, the "
@@ -52,6 +63,31 @@ def check_scores(
             )
 
 
+def check_kind(name: str, scores: Any) -> None:
+    """Refuse scores that are no tensor of numbers that floats tell apart.
+
+    Args:
+        name: Of the weights.
+        scores: As given.
+
+    Raises:
+        InvalidInputError: If they are none.
+    """
+    kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+    if kind not in _KINDS:
+        raise InvalidInputError(
+            f"The scores of {name!r} are of {kind}. Pass a tensor of real numbers for "
+            "each, in a floating-point dtype."
+        )
+    if kind == torch.int64 and scores.numel():
+        low, high = (int(end) for end in scores.aminmax())
+        if max(-low, high) > _WHOLE:
+            raise InvalidInputError(
+                f"The scores of {name!r} run from {low} to {high}, beyond 2**53, where "
+                "float64 does not tell integers apart. Pass smaller ones, as ranks."
+            )
+
+
 def select(
     scores: Mapping[str, Tensor],
     alive: Mapping[str, Tensor],
@@ -59,6 +95,7 @@ def select(
     density: Density,
     scope: Scope = "global",
     rule: Rule = "exact",
+    before: float | None = None,
 ) -> dict[str, Tensor]:
     """Keep the highest scores; by default exactly so many, ties to the lower index.
 
@@ -69,17 +106,20 @@ def select(
             in each tensor for itself, whatever the scope.
         scope: Over all weights together, or in each tensor for itself.
         rule: How many, and who wins ties; see :func:`dynprune.pruning.from_scores`.
+        before: In a later round: the density by which the same rule chose ``alive``.
+            A rule may have kept fewer then than this density would keep now.
 
     Returns:
         Name to boolean tensor on the CPU, True = kept.
 
     Raises:
-        InvalidInputError: If more is to be kept than is alive, in some tensor where
-            each has its own choice; if the rule keeps nothing at all; or if the scope
-            or the rule is unknown.
+        InvalidInputError: If more is to be kept than is alive in the first round, in
+            some tensor where each has its own choice; if the rule keeps nothing at all;
+            or if the scope or the rule is unknown.
 
     Cost:
-        One ``torch.kthvalue``, and one copy of the scores in their own dtype.
+        One ``torch.kthvalue``, and one copy of the scores: in their own floating-point
+        dtype, at least float32; float64 for integers of more than 16 bits.
     """
     check_scope(scope)
     check_rule(rule)
@@ -91,20 +131,33 @@ def select(
         pools = [(list(flat), "all layers")]
     masks: dict[str, Tensor] = {}
     for names, where in pools:
-        if not any(len(flat[name]) for name in names):
-            masks |= {name: free[name] for name in names}  # an empty tensor
-            continue
         own = density[where] if isinstance(density, Mapping) else density
         parts, left = [flat[name] for name in names], [free[name] for name in names]
-        check_room(left, own, where)
-        masks |= zip(names, keep(parts, left, own, rule), strict=True)
+        if before is None:
+            check_room(left, own, where)
+        if any(bool(part.any()) for part in left):
+            left = keep(parts, left, own, rule, before)
+        masks |= zip(names, left, strict=True)
     some = any(len(part) for part in flat.values())
     if some and not any(bool(mask.any()) for mask in masks.values()):
         raise InvalidInputError(
-            f"Rule {rule!r} at density {density} keeps no weight at all: it drops all "
-            "that tie with its threshold. Pass a higher density, or rule='exact'."
+            f"Rule {rule!r} at density {density} keeps no weight at all of "
+            f"{', '.join(masks)}: it drops all that tie with its threshold. Pass a "
+            "higher density, or rule='exact'."
         )
     return {name: mask.view(scores[name].shape).cpu() for name, mask in masks.items()}
+
+
+def scope_of(rule: Rule) -> Scope:
+    """Return what a rule is for: each tensor for itself, or all together.
+
+    Args:
+        rule: Which.
+
+    Returns:
+        The scope.
+    """
+    return "layer" if rule == "lth2018" else "global"
 
 
 def check_scope(scope: str) -> None:
@@ -166,7 +219,7 @@ def check_choice(
         left = sum(int(alive[name].count_nonzero()) for name in names)
         if not size:
             continue
-        if kept_count(d, size) == left:
+        if kept_count(d, size) >= left:
             continue
         ends = [_ends(scores[name], alive[name]) for name in names if alive[name].any()]
         low, high = min(end[0] for end in ends), max(end[1] for end in ends)
@@ -212,10 +265,11 @@ def check_room(alive: Sequence[Tensor], density: float, where: str) -> None:
 
 
 def _of_one_kind(parts: Sequence[Tensor]) -> list[Tensor]:
-    # flat, on one device, in the widest dtype, at least float32: no copy where it fits
-    dtype = torch.float32
-    for part in parts:
-        dtype = torch.promote_types(dtype, part.dtype)
+    # flat, on one device, in float32 or, where that cannot hold a score, float64: no
+    # copy where it fits
+    wide = {torch.float64, torch.int64, torch.int32}
+    has_wide = any(part.dtype in wide for part in parts)
+    dtype = torch.float64 if has_wide else torch.float32
     place = parts[0].device
     return [part.detach().reshape(-1).to(device=place, dtype=dtype) for part in parts]
 

@@ -11,9 +11,14 @@ from dynprune.pruning._drop_and_grow import highest
 from dynprune.pruning._from_scores import full_state, record, survivors
 from dynprune.pruning._layer_inputs import in_call_order, moments
 from dynprune.pruning._layer_matrices import Layer, layers_of
-from dynprune.pruning._numbers import as_count, as_density
+from dynprune.pruning._numbers import as_count, as_density, as_number
 from dynprune.pruning._private_copy import private_copy
-from dynprune.pruning._prunable import check_any, check_finite, check_prunable
+from dynprune.pruning._prunable import (
+    check_any,
+    check_finite,
+    check_prunable,
+    check_start,
+)
 from dynprune.pruning._select import check_choice, check_room, kept_count
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
@@ -101,11 +106,12 @@ def sparsegpt(
         >>> sparsegpt(at, density=0.5).masked_state["weight"].round(decimals=1)
         tensor([[0., 3.]])
     """  # noqa: DOC501, DOC502 - unknown() makes it; the others from below
+    check_start(system, seed)
     density = as_density(density)
     check_known(collapse)
     block_size = as_count("block_size", block_size)
-    if not 0.0 <= damping < float("inf"):
-        raise InvalidInputError(f"damping is {damping}. Pass 0 or a positive number.")
+    if not 0.0 <= as_number(damping) < float("inf"):
+        raise InvalidInputError(f"damping is {damping!r}. Pass 0 or a positive number.")
     if inputs not in get_args(LayerInputs):
         raise unknown("inputs", inputs, get_args(LayerInputs))
     system.check_one_process("Pruning layer by layer")

@@ -1,5 +1,6 @@
 """SynFlow: synaptic flow conserved over many rounds, without data."""
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -9,12 +10,13 @@ from torch import Tensor, nn
 
 from dynprune.core import Cost, InvalidInputError, NumericalWarning
 from dynprune.pruning._collapse import Collapse
-from dynprune.pruning._count_rules import kept_count
-from dynprune.pruning._from_scores import from_scores, record, survivors
+from dynprune.pruning._count_rules import Rule
+from dynprune.pruning._from_scores import record, survivors, ticket_of
 from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._private_copy import private_copy
-from dynprune.pruning._prunable import check_masks
-from dynprune.pruning._select import check_scores, select
+from dynprune.pruning._prunable import check_masks, check_start
+from dynprune.pruning._rounds import in_rounds
+from dynprune.pruning._select import check_scores, scope_of
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 
@@ -56,8 +58,9 @@ def synflow_scores(
         Name to float64 scores, for each of ``system.prunable``; zero where pruned.
 
     Raises:
-        InvalidInputError: If the input's shape is not known, an output is no tensor,
-            or a mask is missing, not boolean or of a wrong shape.
+        InvalidInputError: If the input's shape is not known or not what the network
+            takes, the network does not run in float64, its output is no tensor, or a
+            mask is missing, not boolean or of a wrong shape.
 
     Cost:
         The forward and backward pass of one example, 1/N gradients; no forward passes
@@ -87,6 +90,7 @@ def synflow(
     rounds: int = 100,
     activations: Activations = "as is",
     example: Tensor | None = None,
+    rule: Rule = "exact",
     collapse: Collapse = "error",
     seed: int = 0,
 ) -> Ticket:
@@ -95,7 +99,9 @@ def synflow(
     Round r keeps density :math:`d_r = d_0 (d / d_0)^{r/n}` by the scores
     :math:`|w \odot \partial R / \partial w|` of the network as pruned so far
     (:math:`d_0 = 1`, or the density of the system's mask); pruned stays pruned. See
-    :func:`synflow_scores` for R.
+    :func:`synflow_scores` for R. The authors' code removes the
+    :math:`\lfloor (1 - d_r) N \rfloor` lowest and all that tie with them:
+    ``rule="synflow"``.
 
     Without biases the scores of each layer have the same sum in a chain with
     homogeneous activations such as ReLU, which prevents the collapse of a layer.
@@ -111,6 +117,8 @@ def synflow(
             more than the shape of one example.
         density: Fraction to keep, in (0, 1].
         rounds: Number n of rounds.
+        rule: How many each round keeps; see :func:`from_scores`, and
+            :func:`iterative_snip` for rules that count among the weights alive.
         activations: ``"as is"`` or ``"linear"``.
         example: One example with its batch dimension, shape ``(1, …)``; only its shape
             counts. Taken from the first batch by default.
@@ -122,8 +130,10 @@ def synflow(
 
     Raises:
         InvalidInputError: See :func:`from_scores`; or if ``rounds`` is not positive,
-            the shape of an example is not known or not what the network takes, or the
-            network returns no tensor.
+            ``seed`` no integer, the shape of an example is not known or not what the
+            network takes, the network does not run in float64 or returns no tensor,
+            or all scores of a round are equal (the network came apart, or no flow
+            passes it).
 
     Warns:
         NumericalWarning: If no flow passes some weight at the start (unused, or
@@ -137,28 +147,27 @@ def synflow(
         Tanaka et al., *Pruning neural networks without any data by iteratively
         conserving synaptic flow*, NeurIPS 2020.
     """  # noqa: DOC502 - raised by the parts
+    check_start(system, seed)
     rounds, density = as_count("rounds", rounds), as_density(density)
-    alive = survivors(system)
     flow = flow_of(system, activations=activations, example=example)
-    size = sum(mask.numel() for mask in alive.values())
-    left = sum(int(mask.count_nonzero()) for mask in alive.values())
-    first = left / max(size, 1)
-    scores = flow(alive)
-    idle = _idle(scores, system)
-    for r in range(1, rounds):
-        d = first * (density / first) ** (r / rounds)
-        if kept_count(d, size) < left:
-            alive, left = select(scores, alive, density=d), kept_count(d, size)
-        scores = flow(alive)
-    ranked = {
-        # what earlier rounds pruned comes after every survivor
-        name: torch.where(alive[name].to(part.device), part, -1.0)
-        for name, part in scores.items()
-    }
-    ticket = from_scores(
+    idle = 0
+
+    def score(t: int, masks: dict[str, Tensor]) -> dict[str, Tensor]:
+        nonlocal idle
+        scores = flow(masks)
+        if t == 1:
+            idle = _idle(scores, system)
+        return scores
+
+    masks = in_rounds(
+        system, score, density=density, rounds=rounds, may_return=False, rule=rule
+    )
+    ticket = ticket_of(
         system,
-        ranked,
+        masks,
         density=density,
+        rule=rule,
+        scope=scope_of(rule),
         collapse=collapse,
         provenance=record(
             system,
@@ -169,14 +178,15 @@ def synflow(
         ),
         cost=Cost(gradients=(rounds + 1) / system.examples),
     )
-    flows = flow(dict(ticket.mask_items)).values()
+    flows = flow(masks).values()
     passing = sum(float(part.sum()) for part in flows)
     if idle or passing == 0.0:
+        decides = "the flat index" if rule == "exact" else f"rule={rule!r}"
         warnings.warn(
             f"At the start no synaptic flow passed {idle} non-zero weights, at the end "
-            f"the scores sum to {passing:g}: with zero scores the flat index decides. "
-            "Raise the density if the network came apart, or pass "
-            "activations='linear' if it saturates.",
+            f"the scores sum to {passing:g}: with zero scores {decides} decides. Raise "
+            "the density if the network came apart, or pass activations='linear' if it "
+            "saturates.",
             NumericalWarning,
             stacklevel=2,
         )
@@ -210,8 +220,6 @@ def flow_of(
     weights = [own[name] for name in system.prunable]
     magnitudes = [part.detach().clone() for part in weights]
     ones = _ones(system, example)
-    if example is not None:
-        _try(net, ones)
     shapes = {name: tuple(own[name].shape) for name in system.prunable}
     check_scores({name: own[name] for name in shapes}, shapes)
 
@@ -220,7 +228,7 @@ def flow_of(
             for name, part, full in zip(shapes, weights, magnitudes, strict=True):
                 part.copy_(full * masks[name].to(full.device))
         with torch.enable_grad():
-            total = _sum(net(ones))
+            total = _sum(_output(net, ones, system))
             slopes = torch.autograd.grad(
                 total, weights, allow_unused=True, materialize_grads=True
             )
@@ -251,15 +259,33 @@ def _linearise_(net: nn.Module) -> None:
                 setattr(module, name, nn.Identity())
 
 
-def _try(net: nn.Module, ones: Tensor) -> None:
+def _output(net: nn.Module, ones: Tensor, system: GradientSystem) -> Any:
+    try:
+        return net(ones)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if _takes(net, ones, system.dtype):
+            raise InvalidInputError(
+                f"SynFlow runs the network in float64, and its forward does so in "
+                f"{system.dtype} only: {error}. Let tensors that it makes or casts "
+                "follow its input, as torch.zeros(..., dtype=x.dtype) for "
+                "torch.zeros(...) and x for x.float()."
+            ) from error
+        raise InvalidInputError(
+            f"The network does not take an example of shape {tuple(ones.shape)}: "
+            f"{error}. Pass example=torch.ones(1, ...) in the shape of its inputs."
+        ) from error
+
+
+def _takes(net: nn.Module, ones: Tensor, dtype: torch.dtype) -> bool:
+    # if the same runs in the system's own dtype, then the dtype is what was wrong
     with torch.no_grad():
         try:
-            net(ones)
-        except Exception as error:
-            raise InvalidInputError(
-                f"The network does not take an example of shape {tuple(ones.shape)}: "
-                f"{error}. Pass example=torch.ones(1, ...) in the shape of its inputs."
-            ) from error
+            copy.deepcopy(net).to(dtype)(ones.to(dtype))
+        except Exception:
+            return False
+    return True
 
 
 def _ones(system: GradientSystem, example: Tensor | None) -> Tensor:

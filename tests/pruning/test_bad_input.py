@@ -17,6 +17,7 @@ import torch
 from problems import classes, small_net
 from torch import nn
 
+from dynprune import pruning
 from dynprune.core import ConvergenceError, InvalidInputError, NumericalWarning
 from dynprune.pruning import (
     early_bird,
@@ -164,8 +165,8 @@ TRAININGS = {
     "sparse_evolution": functools.partial(
         sparse_evolution, train=recipe(), update_every=2
     ),
-    "imp": lambda system, density: imp(
-        system, train=recipe(), densities=(1.0, density)
+    "imp": lambda system, density, **knobs: imp(
+        system, train=recipe(), densities=(1.0, density), **knobs
     ),
     "early_bird": functools.partial(early_bird, train=recipe()),
     "early_bird of weights": functools.partial(
@@ -529,3 +530,189 @@ def test_a_second_name_of_a_weight_is_refused(other, refused):
         both.apply_(net)
     with refused(other, net):
         system.with_ticket(both)
+
+
+# -- arguments of other kinds ---------------------------------------------------------
+
+
+@EACH
+@pytest.mark.parametrize("seed", [None, 1.5, "a"], ids=repr)
+def test_seeds_that_are_no_integers_are_refused(prune, seed, refused):
+    net = used(net_of())
+    with refused(rf"seed is {seed!r}\. Pass an integer", net):
+        prune(system_of(net), density=0.5, seed=seed)
+
+
+# what takes a system, with what else it needs
+TAKES_A_SYSTEM = {name: (thing, {"density": 0.5}) for name, thing in EVERY.items()} | {
+    "imp": (imp, {"densities": (1.0, 0.5), "train": recipe()}),
+    "from_scores": (from_scores, {"scores": {}, "density": 0.5}),
+    "sanity_check": (
+        functools.partial(sanity_check, None),
+        {"train": recipe(), "seeds": (0, 1)},
+    ),
+    "erk_densities": (pruning.erk_densities, {"density": 0.5}),
+    **{
+        name: (getattr(pruning, name), {})
+        for name in pruning.__all__
+        if name.endswith(("_scores", "_diagonal")) and name != "from_scores"
+    },
+}
+
+
+@pytest.mark.parametrize("name", TAKES_A_SYSTEM)
+def test_a_model_is_no_system(name, refused):
+    prune, knobs = TAKES_A_SYSTEM[name]
+    for given in (net_of(), None):
+        says = rf"^system is a {type(given).__name__}\. Pass a dynprune\.GradientSys"
+        with refused(says):
+            prune(given, **knobs)
+
+
+@pytest.mark.parametrize("name", ["imp", "gradual_magnitude"])
+def test_a_training_that_leaves_equal_weights_chooses_none(name, refused):
+    net = net_of()
+    with torch.no_grad():
+        for part in net.parameters():
+            part.fill_(1.0)
+    still = Recipe(lambda params: torch.optim.SGD(params, lr=0.0), steps=4)
+    knobs = {"densities": (1.0, 0.5)} if name == "imp" else {"density": 0.5}
+    with refused("scores of all layers are all 1, and"):
+        getattr(pruning, name)(system_of(net), train=still, **knobs)
+
+
+def scores_of(kind) -> dict:
+    whole = torch.arange(35.0)
+    return {
+        "0.weight": kind(whole[:20].view(5, 4)),
+        "4.weight": kind(whole[20:].view(3, 5)),
+    }
+
+
+IMP = functools.partial(imp, densities=(1.0, 0.5), train=recipe())
+BY_RATE = functools.partial(IMP, scope="layer")
+CHECK = functools.partial(
+    sanity_check,
+    train=recipe(),
+    held_out=classes(9, 4, 3),
+    make_model=lambda _: net_of(),
+    seeds=(0, 1),
+    how="serial",
+)
+
+
+def checked(system, **knobs):
+    return CHECK(random(system, density=0.5), system, **knobs)
+
+
+# a call on a system, and what it says
+WRONG_KINDS = {
+    "scores of NumPy": (
+        lambda s: from_scores(s, scores_of(lambda t: t.numpy()), density=0.5),
+        r"scores of '0\.weight' are of ndarray\. Pass a tensor of real",
+    ),
+    "scores of lists": (
+        lambda s: from_scores(s, scores_of(lambda t: t.tolist()), density=0.5),
+        r"scores of '0\.weight' are of list\. Pass a tensor of real",
+    ),
+    "scores of None": (
+        lambda s: from_scores(s, scores_of(lambda _: None), density=0.5),
+        r"scores of '0\.weight' are of NoneType\. Pass a tensor of real",
+    ),
+    "complex scores": (
+        lambda s: from_scores(s, scores_of(lambda t: t + 1j), density=0.5),
+        r"scores of '0\.weight' are of torch\.complex64\. Pass a tensor of real",
+    ),
+    "no scores": (
+        lambda s: from_scores(s, None, density=0.5),
+        r"Scores came as a NoneType\. Pass a mapping .*0\.weight, 4\.weight",
+    ),
+    "scores in a list": (
+        lambda s: from_scores(s, [torch.ones(5, 4)], density=0.5),
+        r"Scores came as a list\. Pass a mapping .*0\.weight, 4\.weight",
+    ),
+    "masks in a list": (
+        lambda s: pruning.snip_scores(s, masks=[torch.ones(5, 4).bool()]),
+        r"Masks came as a list\. Pass a mapping .*0\.weight, 4\.weight",
+    ),
+    "densities of layers": (
+        lambda s: magnitude(s, layer_densities=0.5),
+        r"Layer densities came as a float\. Pass a mapping",
+    ),
+    "magnitude of a model": (
+        lambda s: magnitude(s, density=0.5, state=s.module),
+        r"state is a Sequential\. Pass .*dict\(model\.named_parameters\(\)\)",
+    ),
+    "lamp of a number": (
+        lambda s: lamp(s, density=0.5, state=3.0),
+        r"state is a float\. Pass .*dict\(model\.named_parameters\(\)\)",
+    ),
+    "train": (
+        lambda s: imp(s, densities=(1.0, 0.5), train=None),
+        r"train is a NoneType\. Pass a dynprune\.training\.Recipe",
+    ),
+    "fine_tune": (
+        lambda s: IMP(s, rewind="fine-tune", fine_tune=0.1),
+        r"fine_tune is a float\. Pass a dynprune\.training\.Recipe",
+    ),
+    "after_level": (
+        lambda s: IMP(s, after_level="print"),
+        r"after_level is 'print'\. Pass a function",
+    ),
+    "groups": (
+        lambda s: IMP(s, scope="grouped", groups=3),
+        r"groups is 3\. Pass a mapping of weight names to group names, or a function",
+    ),
+    "rates in a list": (
+        lambda s: BY_RATE(s, rates=[1.0]),
+        r"rates is \[1\.0\]\. Pass a mapping of patterns to numbers",
+    ),
+    "patterns": (
+        lambda s: BY_RATE(s, rates={3: 1.0}),
+        r"The rate of 3 is for nothing\. There are: 0\.weight, 4\.weight",
+    ),
+    "a rate": (
+        lambda s: BY_RATE(s, rates={"*": "a"}),
+        r"The rate of '\*' is 'a'\. Pass 0",
+    ),
+    "batch_size": (
+        lambda s: edge_popup(s, density=0.5, epochs=1, batch_size=1.5),
+        r"batch_size is 1\.5\. Pass an integer",
+    ),
+    "seeds": (lambda s: checked(s, seeds=3), r"with seeds 3\. Pass at least two"),
+    "make_model": (
+        lambda s: checked(s, make_model=s.module),
+        r"make_model is a Sequential\. Pass a function from a seed",
+    ),
+    "a number of tickets": (
+        lambda s: CHECK(3, s),
+        r"tickets came as a int\. Pass one for all, or one for each seed",
+    ),
+}
+for value in ("a", None):
+    as_number = {
+        "temperature": lambda s, v: grasp(s, density=0.5, temperature=v),
+        "temperature of scores": lambda s, v: pruning.grasp_scores(s, temperature=v),
+        "damping of obs": lambda s, v: obs(s, density=0.5, damping=v),
+        "damping of sparsegpt": lambda s, v: sparsegpt(s, density=0.5, damping=v),
+        "penalty": lambda s, v: gem_miner(s, density=0.5, epochs=6, penalty=v),
+        "drop of rigl": lambda s, v: EVERY["rigl"](s, density=0.5, drop=v),
+        "drop of set": lambda s, v: EVERY["sparse_evolution"](s, density=0.5, drop=v),
+        "margin": lambda s, v: checked(s, margin=v),
+        "rates": lambda s, v: BY_RATE(s, rates={"4.*": v}),
+    }
+    WRONG_KINDS |= {
+        f"{name}, {value!r}": (
+            functools.partial(lambda call, v, s: call(s, v), call, value),
+            rf"(?s)({name.split(' ')[0]}.*|The rate of '4\.\*') is {value!r}.*Pass ",
+        )
+        for name, call in as_number.items()
+    }
+
+
+@pytest.mark.parametrize("name", WRONG_KINDS)
+def test_arguments_of_wrong_kinds_are_refused(name, refused):
+    net = used(net_of())
+    call, says = WRONG_KINDS[name]
+    with refused(says, net):
+        call(system_of(net))

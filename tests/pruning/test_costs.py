@@ -3,6 +3,7 @@
 import functools
 import inspect
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -136,22 +137,22 @@ def test_every_gradient_of_a_step_counts(name):
     assert found.gradients == pytest.approx(CountedLBFGS.seen * 20 / N)
 
 
-class Seen(nn.Module):
-    """Count the examples that pass, in all copies."""
+class Passes(nn.Module):
+    """Count the examples that pass forwards, in all copies."""
 
     examples = 0
 
     def forward(self, x):
-        Seen.examples += len(x)
+        Passes.examples += len(x)
         return x
 
 
 def test_the_samples_of_a_fisher_matrix_are_all_that_passes():
-    net = nn.Sequential(Seen(), small_net(widths=(4, 5, 3)))
+    net = nn.Sequential(Passes(), small_net(widths=(4, 5, 3)))
     system = GradientSystem(net, CE, classes(N, 4, 3))
-    Seen.examples = 0
+    Passes.examples = 0
     pruning.obs_scores(system, samples=10, block_size=5)
-    assert Seen.examples == 10
+    assert Passes.examples == 10
 
 
 @pytest.mark.parametrize(
@@ -199,3 +200,94 @@ def test_letters_of_the_table_name_what_is_spent():
             assert said >= bool(getattr(spent, part)), (name, part)
             if not getattr(spent, part):
                 assert not said or (name, part) == ("obs", "hvps"), (name, part)
+
+
+# -- what is really computed ----------------------------------------------------------
+
+SEEN: Counter[str] = Counter()  # of the module, for copies of a network to share
+
+
+class Seen(torch.autograd.Function):
+    """The identity, counting the examples that pass forwards and backwards."""
+
+    @staticmethod
+    def forward(ctx, x):
+        SEEN["forward"] += len(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        SEEN["backward"] += len(slope)
+        return SeenTwice.apply(slope)
+
+
+class SeenTwice(torch.autograd.Function):
+    """What is passed where the backward pass is differentiated."""
+
+    @staticmethod
+    def forward(ctx, slope):
+        return slope.clone()
+
+    @staticmethod
+    def backward(ctx, second):
+        assert second.sum().isfinite()  # no vmap: columns of a block one by one
+        SEEN["second"] += len(second)
+        return second
+
+
+class Gauge(nn.Module):
+    def forward(self, x):
+        return Seen.apply(x)
+
+
+COUNTED = {
+    "snip": {},
+    "grasp": {},
+    "force": {"rounds": 4},
+    "iterative_snip": {"rounds": 3},
+    "synflow": {"rounds": 9},
+    "sparsegpt": {},
+}
+
+
+def counted(name: str, batches, **knobs) -> tuple[Cost, Counter[str]]:
+    net = small_net(widths=(4, 5, 3))
+    net.insert(1, Gauge())
+    system = GradientSystem(net, CE, batches)
+    SEEN.clear()
+    prune = getattr(pruning, name)
+    cost = prune(system, density=0.5, collapse="ignore", **knobs).cost
+    return cost, Counter(SEEN)
+
+
+def data_of(cut: int | None):
+    x, y = classes(N, 4, 3)
+    if cut is None:
+        return x, y
+    return list(zip(x.split(cut), y.split(cut), strict=True))  # the last one is short
+
+
+CUTS = pytest.mark.parametrize("cut", [None, 16], ids=["resident", "batches"])
+
+
+@CUTS
+@pytest.mark.parametrize("name", COUNTED)
+def test_the_cost_is_what_is_computed(name, cut):
+    cost, seen = counted(name, data_of(cut), **COUNTED[name])
+    # a product differentiates a gradient: forwards, back, and back through both
+    passes = cost.forwards + cost.gradients + cost.hvps
+    assert seen["forward"] == pytest.approx(passes * N)
+    assert seen["backward"] == pytest.approx((cost.gradients + 2 * cost.hvps) * N)
+    assert seen["second"] == pytest.approx(cost.hvps * N)
+    assert passes > 0
+
+
+@CUTS
+@pytest.mark.filterwarnings("ignore:The diagonal from|For this model products")
+def test_the_products_of_obd_are_what_is_computed(cut):
+    # beyond what the operator spends once on its probe, self-check and stopwatch
+    few, seen = counted("obd", data_of(cut), matvecs=8)
+    more, seen_more = counted("obd", data_of(cut), matvecs=100)
+    assert (few.hvps, more.hvps) == (8.0, WEIGHTS)
+    assert seen_more["second"] - seen["second"] == (WEIGHTS - 8) * N
+    assert seen["second"] - 8 * N <= 3 * N

@@ -237,3 +237,48 @@ def test_scores_are_not_changed_by_a_selection():
     only = {"0.weight": scores["0.weight"]}
     from_scores(one, only, density=0.5)
     assert torch.equal(only["0.weight"], before["0.weight"])
+
+
+# -- integers -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("beside", [None, torch.float32, torch.int64], ids=str)
+def test_wide_integers_are_told_apart(dtype, beside):
+    scores = {"0.weight": torch.full((6, 5), 2**24, dtype=dtype)}
+    scores["0.weight"][3, 2] += 1
+    system = system_of(5, 6)
+    if beside is not None:
+        scores["2.weight"] = torch.zeros(SHAPES["2.weight"], dtype=beside)
+        system = system_of(5, 6, 4)
+    ticket = from_scores(system, scores, density=1e-9, collapse="ignore")
+    assert ticket.masks["0.weight"].nonzero().tolist() == [[3, 2]]
+    assert ticket.kept == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.bool], ids=str)
+def test_narrow_integers_are_exact_in_single_precision(dtype):
+    make = generator(3)
+    scores = {n: torch.randint(0, 2, s, generator=make) for n, s in SHAPES.items()}
+    of_floats = from_scores(
+        system_of(5, 6, 4), {n: s.double() for n, s in scores.items()}, density=0.3
+    )
+    own = {n: s.to(dtype) for n, s in scores.items()}
+    found = from_scores(system_of(5, 6, 4), own, density=0.3)
+    assert all(torch.equal(m, of_floats.masks[n]) for n, m in found.masks.items())
+
+
+def test_integers_that_floats_do_not_tell_apart_are_refused():
+    system = system_of(5, 6)
+    scores = torch.arange(30).view(6, 5)
+    from_scores(system, {"0.weight": scores + 2**53 - 29}, density=0.5)
+    for wide in (scores + 2**53, -scores - 2**53, scores - 2**63):
+        with pytest.raises(InvalidInputError, match=r"'0.weight' .*beyond 2\*\*53"):
+            from_scores(system, {"0.weight": wide}, density=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.uint32], ids=str)
+def test_scores_of_other_kinds_are_refused(dtype):
+    scores = {"0.weight": torch.ones(6, 5).to(dtype)}
+    with pytest.raises(InvalidInputError, match=r"of '0.weight' are of torch\..*Pass"):
+        from_scores(system_of(5, 6), scores, density=0.5)

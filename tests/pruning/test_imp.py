@@ -1,5 +1,7 @@
 import copy
+import math
 
+import numpy as np
 import pytest
 import torch
 from problems import classes, small_net
@@ -286,3 +288,135 @@ def test_levels_without_a_step_are_refused(rewind, steps):
             rewind_step=steps,
             rewind=rewind,
         )
+
+
+# -- rules of published codes ---------------------------------------------------------
+
+
+def open_lth(sizes, masks, share):
+    every = np.sort(np.concatenate([s[masks[n]] for n, s in sizes.items()]))
+    threshold = every[math.ceil(share * len(every))]
+    return {n: masks[n] & (s > threshold) for n, s in sizes.items()}
+
+
+def lth2018(sizes, masks, share):
+    found = {}
+    for n, s in sizes.items():
+        ranked = np.sort(s[masks[n]])
+        percent = share[n] if isinstance(share, dict) else share
+        cutoff = ranked[np.round(percent * ranked.size).astype(int)]
+        found[n] = masks[n] & ~(s <= cutoff)
+    return found
+
+
+def gem_miner(sizes, masks, share):
+    every = np.sort(np.concatenate([s[masks[n]] for n, s in sizes.items()]))
+    threshold = every[math.ceil(share * len(every)) - 1]
+    return {n: masks[n] & (s > threshold) for n, s in sizes.items()}
+
+
+def synflow(sizes, masks, density):
+    every = np.sort(np.concatenate([(s * masks[n]).ravel() for n, s in sizes.items()]))
+    threshold = every[int((1.0 - density) * len(every)) - 1]
+    return {n: masks[n] & (s > threshold) for n, s in sizes.items()}
+
+
+def force(sizes, masks, density):
+    every = np.sort(np.concatenate([(s * masks[n]).ravel() for n, s in sizes.items()]))
+    threshold = every[-int(len(every) * density)]
+    return {n: masks[n] & (s >= threshold) for n, s in sizes.items()}
+
+
+@pytest.mark.parametrize("rewind", ["weights", "learning-rate"])
+@pytest.mark.parametrize(
+    "rule", [open_lth, lth2018, gem_miner, synflow, force], ids=lambda r: r.__name__
+)
+def test_rules_hold_at_every_level(rule, rewind):
+    _, system = problem(small_net(widths=(3, 7, 6, 3)))
+    densities = (1.0, 0.8, 0.64, 0.512, 0.3)
+    knobs = {"densities": densities, "rewind": rewind, "rule": rule.__name__}
+    run = imp(system, train=recipe(), **knobs, **QUIET)
+    masks = {n: m.numpy() for n, m in run.tickets[0].masks.items()}
+    assert all(mask.all() for mask in masks.values())
+    for n in range(1, len(densities)):
+        sizes = {name: run.levels[n - 1].state[name].abs().numpy() for name in masks}
+        count = densities[n]
+        if rule not in {synflow, force}:
+            # those codes know no target: a share p of what is alive goes
+            count = round(1 - densities[n] / densities[n - 1], 12)
+        masks = rule(sizes, masks, count)
+        for name, mask in run.tickets[n].masks.items():
+            assert np.array_equal(mask.numpy(), masks[name]), (n, name)
+    settings = dict(run.provenance.settings)
+    assert settings["rule"] == rule.__name__
+    assert settings["scope"] == ("layer" if rule is lth2018 else "global")
+
+
+def test_one_weight_more_of_a_code_adds_up():
+    _, system = problem(small_net(widths=(3, 7, 6, 3)))
+    knobs = {"densities": (1.0, 0.8, 0.64, 0.512), "train": recipe(), **QUIET}
+    kept = [t.kept for t in imp(system, rule="open_lth", **knobs).tickets]
+    expected = [81]
+    for _ in range(3):
+        expected.append(expected[-1] - math.ceil(round(expected[-1] / 5, 9)) - 1)
+    assert kept == expected == [81, 63, 49, 38]
+    assert [t.kept for t in imp(system, **knobs).tickets] == [81, 65, 52, 41]
+
+
+def test_the_output_layer_at_half_the_rate_as_in_the_2018_code():
+    _, system = problem(small_net(widths=(3, 7, 6, 3)))
+    densities = (1.0, 0.8, 0.64)
+    run = imp(
+        system,
+        densities=densities,
+        train=recipe(),
+        rule="lth2018",
+        rates={"4.weight": 0.5},
+        **QUIET,
+    )
+    masks = {n: m.numpy() for n, m in run.tickets[0].masks.items()}
+    share = {"0.weight": 0.2, "2.weight": 0.2, "4.weight": 0.1}
+    for n in (1, 2):
+        sizes = {name: run.levels[n - 1].state[name].abs().numpy() for name in masks}
+        masks = lth2018(sizes, masks, share)
+        for name, mask in run.tickets[n].masks.items():
+            assert np.array_equal(mask.numpy(), masks[name])
+
+
+def test_rules_that_cannot_hold_are_refused_before_training():
+    def never(*_, **__):
+        raise AssertionError("trained")
+
+    _, system = problem()
+    with pytest.raises(InvalidInputError, match="Unknown rule 'imp'"):
+        imp(system, densities=(1.0, 0.5), train=never, rule="imp")
+    for rule in ("open_lth", "lth2018"):
+        with pytest.raises(
+            InvalidInputError, match=r"rate of '0\.weight' is 0.*one we"
+        ):
+            imp(
+                system,
+                densities=(1.0, 0.5),
+                train=never,
+                rule=rule,
+                scope="layer",
+                rates={"0.weight": 0.0},
+            )
+    # 12 weights in each layer: 12, 5, 1, and then all but none
+    with pytest.raises(InvalidInputError, match=r"no weight at all of 0\.weight"):
+        imp(system, densities=(1.0, 0.5, 0.25, 0.1), train=never, rule="lth2018")
+    with pytest.raises(InvalidInputError, match=r"looks for the .*Pass a higher"):
+        imp(system, densities=(1.0, 0.5, 0.01), train=never, rule="force")
+
+
+def test_a_rate_of_nothing_prunes_nothing_where_the_rule_allows_it():
+    _, system = problem()
+    run = imp(
+        system,
+        densities=(1.0, 0.5),
+        train=recipe(),
+        rule="gem_miner",
+        scope="layer",
+        rates={"0.weight": 0.0},
+    )
+    assert [int(m.sum()) for m in run.tickets[1].masks.values()] == [12, 6]

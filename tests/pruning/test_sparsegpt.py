@@ -474,3 +474,16 @@ def test_layers_that_do_not_fit_are_refused():
     )
     with pytest.raises(InvalidInputError, match="overflow"):
         sparsegpt(huge, density=0.5)
+
+
+@pytest.mark.parametrize("inputs", ["pruned", "dense"])
+def test_compiled_models_are_pruned_as_they_are(inputs):
+    # a compiled call runs no hook that came later; and this compiler compiles nothing
+    net, data = small_net(widths=(4, 5, 3)), classes(20, 4, 3)
+    plain = sparsegpt(GradientSystem(net, CE, data), density=0.5, inputs=inputs)
+    compiled = torch.compile(net, backend="eager")
+    system = GradientSystem(compiled, CE, data)  # calls it, so that it is compiled
+    found = sparsegpt(system, density=0.5, inputs=inputs)
+    for name, mask in plain.masks.items():
+        assert torch.equal(found.masks[f"_orig_mod.{name}"], mask)
+        assert torch.equal(found.state[f"_orig_mod.{name}"], plain.state[name])

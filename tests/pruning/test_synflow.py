@@ -63,6 +63,50 @@ def transcription(net, width, density, rounds):
     return [m.bool() for m in masks]
 
 
+def authors(net, width, density, rounds):
+    """The authors' loop: a threshold in each round, and all that ties with it goes."""
+    weights = [part.detach().abs() for part in net.parameters()]
+    masks = [torch.ones_like(w) for w in weights]
+    for r in range(rounds):
+        own = [(w * m).requires_grad_() for w, m in zip(weights, masks, strict=True)]
+        h = torch.ones(1, width, dtype=torch.float64)
+        for w in own:
+            h = h @ w.T
+        slopes = torch.autograd.grad(h.sum(), own)
+        scores = [(w * s).abs().detach() for w, s in zip(own, slopes, strict=True)]
+        flat = torch.cat([s.reshape(-1) for s in scores])
+        k = int((1.0 - density ** ((r + 1) / rounds)) * flat.numel())
+        if k >= 1:
+            threshold = flat.sort().values[k - 1]
+            masks = [
+                torch.where(s <= threshold, torch.zeros_like(m), m)
+                for s, m in zip(scores, masks, strict=True)
+            ]
+    return [m.bool() for m in masks]
+
+
+@pytest.mark.parametrize("idle", [False, True], ids=["distinct", "ties"])
+@pytest.mark.parametrize("density", [0.999, 0.5, 0.1, 0.07], ids=str)
+def test_the_authors_rule_bit_for_bit(density, idle):
+    net = chain(6, 9, 7, 4)
+    if idle:  # more zeros than the first rounds prune, and weights behind them
+        with torch.no_grad():
+            net[0].weight[:3] = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if idle else "error", NumericalWarning)
+        ticket = synflow(system_of(net, 6, 4), density=density, rule="synflow")
+    expected = authors(net, 6, density, 100)
+    for mask, other in zip(ticket.masks.values(), expected, strict=True):
+        assert torch.equal(mask, other)
+    assert dict(ticket.provenance.settings)["rule"] == "synflow"
+    # all ties go: the zeros at once, and both weights of a unit that has no others
+    assert ticket.kept <= 145 - int((1 - density) * 145)
+    if idle and density < 0.9:  # so that fewer may be alive than a round keeps
+        assert ticket.kept <= 145 - 3 * 6 - 3 * 7
+    if density == 0.5 and not idle:
+        assert ticket.kept == synflow(system_of(net, 6, 4), density=density).kept - 1
+
+
 def test_sums_of_scores_are_the_same_in_every_layer():
     net = chain(6, 9, 7, 4)
     scores = synflow_scores(system_of(net, 6, 4))
@@ -186,8 +230,9 @@ def test_overflow_is_refused():
 
 def test_coming_apart_is_said():
     # one weight of two layers lets nothing through
+    knobs = {"density": 1e-9, "rounds": 1, "collapse": "ignore"}
     with pytest.warns(NumericalWarning, match="at the end the scores sum to 0"):
-        synflow(system_of(chain(4, 4, 4), 4, 4), density=1e-9, collapse="ignore")
+        synflow(system_of(chain(4, 4, 4), 4, 4), **knobs)
 
 
 def test_inputs_that_are_no_floats_need_an_example():
@@ -215,6 +260,8 @@ def test_bad_knobs_are_refused():
     system = system_of(chain(6, 9, 4), 6, 4)
     with pytest.raises(InvalidInputError, match="rounds is 0"):
         synflow(system, density=0.5, rounds=0)
+    with pytest.raises(InvalidInputError, match="Unknown rule 'authors'"):
+        synflow(system, density=0.5, rule="authors")
     with pytest.raises(InvalidInputError, match="activations is 'none'"):
         synflow(system, density=0.5, activations="none")
     with pytest.raises(InvalidInputError, match=r"density of 2\.0"):
@@ -232,4 +279,85 @@ def test_networks_without_a_tensor_output_are_refused():
 
     system = GradientSystem(Pair(), lambda out, y: CE(out[0], y), classes(6, 6, 4))
     with pytest.raises(InvalidInputError, match="returns a tuple"):
+        synflow(system, density=0.5)
+
+
+# -- what leaves no choice, and what the network cannot take --------------------------
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 100])
+def test_a_last_layer_of_zeros_leaves_no_choice_in_any_round(rounds):
+    net = chain(6, 9, 4)
+    nn.init.zeros_(net[2].weight)
+    with pytest.raises(InvalidInputError, match=r"The 90 scores .* are all 0, and"):
+        synflow(system_of(net, 6, 4), density=0.5, rounds=rounds)
+
+
+def test_equal_scores_of_a_later_round_are_refused():
+    # by the law of conservation the last two weights of a path score the same
+    with pytest.raises(InvalidInputError, match=r"The 2 scores .* are all .*and 1 are"):
+        synflow(system_of(chain(4, 4, 4), 4, 4), density=1e-9, collapse="ignore")
+
+
+class Own(nn.Module):
+    """Linear layers in single precision, whose forward has a dtype of its own."""
+
+    def __init__(self, forward):
+        nn.Module.__init__(self)
+        self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 4)
+        self.unit = nn.GRU(5, 5, batch_first=True)
+        self.own = forward
+
+    def forward(self, x):
+        return self.own(self, x)
+
+
+def casting(net, x):
+    return net.last(net.first(x.float()).relu())
+
+
+def creating(net, x):
+    start = torch.zeros(1, len(x), 5)
+    return net.last(net.unit(net.first(x)[:, None], start)[0][:, 0])
+
+
+@pytest.mark.parametrize("example", [None, torch.ones(1, 6)], ids=["data", "example"])
+@pytest.mark.parametrize("forward", [casting, creating], ids=lambda f: f.__name__)
+def test_a_forward_with_a_dtype_of_its_own_is_named(forward, example, untouched):
+    x, y = classes(6, 6, 4)
+    with torch.random.fork_rng():
+        system = GradientSystem(Own(forward), CE, (x.float(), y))
+    with untouched(), pytest.raises(InvalidInputError) as refusal:
+        synflow(system, density=0.5, example=example)
+    text = str(refusal.value)
+    assert "in float64, and its forward does so in torch.float32 only" in text
+    assert "dtype=x.dtype" in text
+    assert "example=" not in text
+
+
+def test_what_fails_with_absolute_weights_is_no_matter_of_dtype():
+    def shy(net, x):
+        if bool((net.first.weight >= 0).all()):
+            raise ValueError("no sign")
+        return net.last(net.first(x))
+
+    x, y = classes(6, 6, 4)
+    with torch.random.fork_rng():
+        system = GradientSystem(Own(shy), CE, (x.float(), y))
+    with pytest.raises(InvalidInputError, match=r"does not take .*: no sign\."):
+        synflow(system, density=0.5)
+
+
+def test_a_network_that_takes_no_ones_says_so():
+    def refusing(net, x):
+        if bool((x == 1).all()):
+            raise ValueError("ones will not do")
+        return net.last(net.first(x))
+
+    x, y = classes(6, 6, 4)
+    with torch.random.fork_rng():
+        system = GradientSystem(Own(refusing), CE, (x.float(), y))
+    with pytest.raises(
+        InvalidInputError, match=r"\(1, 6\): ones will not do.*example="
+    ):
         synflow(system, density=0.5)
