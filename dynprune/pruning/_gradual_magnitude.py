@@ -9,8 +9,8 @@ from dynprune.pruning._collapse import CollapseInTraining
 from dynprune.pruning._from_scores import survivors
 from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._select import (
-    check_choice,
     Scope,
+    check_choice,
     check_scope,
     check_scores,
     select,
