@@ -196,7 +196,8 @@ def early_bird(
         collapse=collapse,
         advice="Pass a higher density (a lower prune_ratio), or another recipe",
     )
-    made = replace(made, settings=(("collapse", looked), *made.settings))
+    settings = dict(made.settings) | {"collapse": looked}
+    made = replace(made, settings=tuple(sorted(settings.items())))
     ticket = Ticket.make(masks, state, buffers, provenance=made, cost=search.cost)
     return replace(found, ticket=ticket, provenance=made)
 

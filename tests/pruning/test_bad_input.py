@@ -576,7 +576,9 @@ def test_a_training_that_leaves_equal_weights_chooses_none(name, refused):
         for part in net.parameters():
             part.fill_(1.0)
     still = Recipe(lambda params: torch.optim.SGD(params, lr=0.0), steps=4)
-    knobs = {"densities": (1.0, 0.5)} if name == "imp" else {"density": 0.5}
+    knobs = {"density": 0.5, "update_every": 2}
+    if name == "imp":
+        knobs = {"densities": (1.0, 0.5)}
     with refused("scores of all layers are all 1, and"):
         getattr(pruning, name)(system_of(net), train=still, **knobs)
 

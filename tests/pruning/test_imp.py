@@ -160,10 +160,13 @@ def test_frozen_parameters_come_along():
 
 
 def test_pruned_weights_do_not_return_where_survivors_are_zero():
-    # level 0 ends at 0, 1, 2, …, level 1 at zero: ties go to the lower *survivor*
+    # level 0 ends at 0, 1, 2, …, level 1 at zero but for the last weight: ties go to
+    # the lower *survivor*
     _, system = problem()
-    good, none = recipe(steps=0), torch.zeros(31).double()
-    ends = [torch.arange(31.0).double(), none, none]
+    good, named = recipe(steps=0), system.unflatten(torch.zeros(31).double())
+    named[system.prunable[-1]].view(-1)[-1] = 1.0
+    one = system.flatten(named)
+    ends = [torch.arange(31.0).double(), one, one]
 
     def scripted(at, **kwargs):
         run = good(at, **kwargs)
@@ -176,7 +179,7 @@ def test_pruned_weights_do_not_return_where_survivors_are_zero():
     first = torch.cat([mask.reshape(-1) for mask in run.tickets[1].masks.values()])
     last = torch.cat([mask.reshape(-1) for mask in run.tickets[2].masks.values()])
     assert torch.nonzero(first).reshape(-1).tolist() == list(range(12, 24))
-    assert torch.nonzero(last).reshape(-1).tolist() == list(range(12, 18))
+    assert torch.nonzero(last).reshape(-1).tolist() == [*range(12, 17), 23]
 
 
 def test_callback_sees_every_level():
