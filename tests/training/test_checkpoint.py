@@ -202,7 +202,7 @@ def other_data(system: GradientSystem) -> GradientSystem:
         ({"schedule": "MultiStepLR"}, r"schedule .*StepLR.*MultiStepLR"),
         ({"seed": 1}, r"seed \(checkpoint 0, now 1\)"),
         ({"steps": 7}, r"steps \(checkpoint 6, now 7\)"),
-        ({"batch_size": 7}, r"batch_size \(checkpoint 8, now 7\)"),
+        ({"batch_size": 6}, r"batch_size \(checkpoint 8, now 6\)"),
         ({"record": 1}, r"record \(checkpoint null, now 1\)"),
         ({"start_step": 1}, r"start_step \(checkpoint 0, now 1\)"),
         ({"mode": "eval"}, r"mode \(checkpoint \"train\", now \"eval\"\)"),
