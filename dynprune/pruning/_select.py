@@ -1,7 +1,7 @@
 """Which weights to keep, given their scores."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -186,11 +186,7 @@ def chooses(
     Returns:
         False where :func:`check_choice` refuses.
     """
-    try:
-        check_choice(scores, alive, density, "global")
-    except InvalidInputError:
-        return False
-    return True
+    return not any(_undecided(scores, alive, density, "global"))
 
 
 def check_choice(
@@ -211,6 +207,21 @@ def check_choice(
         InvalidInputError: If nothing but the flat index would choose, over all tensors
             or in one that has a count of its own.
     """
+    for where, left, value, kept in _undecided(scores, alive, density, scope):
+        raise InvalidInputError(
+            f"The {left} scores {where} are all {value:g}, and {kept} are to be kept: "
+            "the flat index would decide. Check the state (equal weights, dead units, "
+            "no gradient), or use pruning.random."
+        )
+
+
+def _undecided(
+    scores: Mapping[str, Tensor],
+    alive: Mapping[str, Tensor],
+    density: Density,
+    scope: Scope,
+) -> Iterator[tuple[str, int, float, int]]:
+    # pools of equal scores where some must go: name, size, score, and how many stay
     by_layer = scope == "layer" or isinstance(density, Mapping)
     pools = [[name] for name in alive] if by_layer else [list(alive)]
     for names in pools:
@@ -225,11 +236,7 @@ def check_choice(
         low, high = min(end[0] for end in ends), max(end[1] for end in ends)
         if low == high:
             where = f"of {names[0]!r}" if by_layer else "of all layers"
-            raise InvalidInputError(
-                f"The {left} scores {where} are all {low:g}, and {kept_count(d, size)} "
-                "are to be kept: the flat index would decide. Check the state (equal "
-                "weights, dead units, no gradient), or use pruning.random."
-            )
+            yield where, left, low, kept_count(d, size)
 
 
 def _ends(scores: Tensor, alive: Tensor) -> tuple[float, float]:
