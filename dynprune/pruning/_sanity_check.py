@@ -137,9 +137,9 @@ def sanity_check(
     found = _one_each(scores, seeds, what="scores")
     confidence = as_number(confidence)
     mean_interval((0.0, 1.0), confidence=confidence)  # refuses what is no coverage
-    if not as_number(margin) >= 0.0:
+    least = as_number(margin)
+    if not least >= 0.0:
         raise InvalidInputError(f"margin is {margin!r}. Pass 0 or more.")
-    margin = as_number(margin)
     start_step = as_count("start_step", start_step, least=0)
     if isinstance(train, Recipe) and start_step >= train.steps:
         raise InvalidInputError(
@@ -179,7 +179,7 @@ def sanity_check(
             "seeds": list(seeds),
             "start_step": start_step,
             "confidence": confidence,
-            "margin": margin,
+            "margin": least,
             "split": split if problem is not None else None,
             "scores": scores is not None,
             "tickets": 1 if isinstance(ticket, Ticket) else len(tickets),
@@ -195,7 +195,7 @@ def sanity_check(
         losses=losses.view(shape).T,
         metrics=metrics.view(shape).T,
         confidence=confidence,
-        margin=margin,
+        margin=least,
         densities=tuple(
             sum(arm[name].density for arm in arms) / len(arms)
             for name in (TICKET, *CONTROLS)

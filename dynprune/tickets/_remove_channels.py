@@ -2,25 +2,33 @@
 
 import copy
 import itertools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dynprune.core import InvalidInputError
+from dynprune.core import (
+    InvalidInputError,
+    join_parts,
+    load_result,
+    part_of,
+    save_tensors,
+)
 from dynprune.tickets._channel_map import ChannelMap
 from dynprune.tickets._channel_rules import has_channels
 from dynprune.tickets._channels import Channels
 from dynprune.tickets._follow import CATS, Walk
 from dynprune.tickets._function_rules import reads_batch_size
-from dynprune.tickets._network import placed
+from dynprune.tickets._network import pack_network, placed, unpack_network
 from dynprune.tickets._same_outputs import compared, outputs
 from dynprune.tickets._shrink import kept_weight, shrink_, shrink_channelwise_
 from dynprune.tickets._trace import Example, graphs, shape_of
 
+_KIND = "tickets.Reduced"
 _ROUNDINGS = 1e4  # sums of fewer terms, in another order: some thousand at most
 
 
@@ -46,6 +54,70 @@ class Reduced:
     def kept(self) -> dict[str, Tensor]:
         """Parameter name to boolean tensor, True = still there, fresh copies."""
         return {name: part.clone() for name, part in self.kept_items}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the network's tensors and the masks to one safetensors file.
+
+        Code is not stored: :meth:`load` needs the whole model again.
+
+        Args:
+            path: Where it shall be.
+        """
+        tensors, metadata = join_parts({
+            "network": pack_network(self.network),
+            "kept": (dict(self.kept_items), dict[str, Any]()),
+        })
+        metadata |= {
+            "kind": _KIND,
+            "kept": [name for name, _ in self.kept_items],
+            "unreached": list(self.unreached),
+        }
+        save_tensors(path, tensors, metadata)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], model: nn.Module) -> "Reduced":
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: The file.
+            model: The whole model that it was made from, with any weights: its code,
+                and where the tensors are to be. Not changed.
+
+        Returns:
+            The network in the mode and with the weights that it had, and its masks.
+
+        Raises:
+            InvalidInputError: If the file is missing, truncated, or holds something
+                else, or it is one of another model.
+
+        Example:
+            >>> import tempfile
+            >>> net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+            >>> keep = torch.tensor([True, False, True, True])
+            >>> with torch.no_grad():
+            ...     _ = net[1].weight.mul_(keep), net[1].bias.mul_(keep)
+            >>> small = remove_channels(net, {"1": keep}, example=torch.ones(2, 3))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     small.save(f"{folder}/small")
+            ...     Reduced.load(f"{folder}/small", net).network[2]
+            Linear(in_features=3, out_features=2, bias=True)
+        """  # noqa: DOC502 - raised by load_result
+
+        def read(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Reduced:
+            kept, _ = part_of(tensors, metadata, "kept")
+            return Reduced(
+                network=unpack_network(*part_of(tensors, metadata, "network"), model),
+                kept_items=tuple((name, kept[name]) for name in metadata["kept"]),
+                unreached=tuple(metadata["unreached"]),
+            )
+
+        return load_result(
+            path,
+            _KIND,
+            read,
+            what="a network without its masked channels",
+            writer="Reduced.save",
+        )
 
     def __repr__(self) -> str:
         """Return one line."""

@@ -72,14 +72,15 @@ def dying_study(folder: Path, at: int, *, after: bool) -> None:
     study(folder)
 
 
-def test_crash_before_and_after_every_rename(tmp_path):
+def test_crash_at_every_rename(tmp_path):
     study(tmp_path / "undisturbed")
     want = contents(tmp_path / "undisturbed")
     renames = 0
-    for after in (False, True):
-        at = 0
+    # after a rename is before the next one, but for the file that is written next
+    for after, every in ((False, 1), (True, 4)):
+        at = 1 - every
         while True:
-            at += 1
+            at += every
             folder = tmp_path / f"crash-{at}-{after}"
             code = in_child(
                 lambda folder=folder, at=at, after=after: dying_study(
@@ -92,7 +93,7 @@ def test_crash_before_and_after_every_rename(tmp_path):
             assert in_child(lambda folder=folder: study(folder)) == 0
             assert contents(folder) == want, f"rename {at}, after={after}"
             assert not list(folder.rglob(".*.tmp"))
-        renames = max(renames, at - 1)
+        renames = max(renames, at - every)
     assert renames >= 12  # 4 units with their tickets, 6 files of the study
 
 

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynprune.core import InvalidInputError
 from dynprune.tasks import resnet
-from dynprune.tickets import pack_network, remove_channels, unpack_network
+from dynprune.tickets import Reduced, pack_network, remove_channels, unpack_network
 from dynprune.tickets._channel_map import ChannelMap
 
 NORMS = nn.modules.batchnorm._BatchNorm
@@ -288,6 +288,27 @@ def test_a_smaller_network_trains_and_copies():
     assert float(reduced(x).square().sum().detach()) < before
     twin = copy.deepcopy(reduced)
     twin.load_state_dict(reduced.state_dict())
+
+
+@pytest.mark.parametrize("name", ["resnet-B", "shared", "dense"])
+def test_a_saved_result_comes_back(name, tmp_path):
+    net, masks, x = masked(NETS[name], 0.4)
+    reduced = remove_channels(net, masks, example=(x,))
+    reduced.save(tmp_path / "small")
+    other = NETS[name]().double()
+    again = Reduced.load(tmp_path / "small", other)
+    assert again.unreached == reduced.unreached
+    assert again.kept.keys() == reduced.kept.keys()
+    for part, mask in reduced.kept.items():
+        assert torch.equal(again.kept[part], mask)
+    with torch.no_grad():
+        expected, found = reduced.network.eval()(x), again.network.eval()(x)
+    assert torch.equal(expected, found)
+    with pytest.raises(InvalidInputError, match="another model"):
+        Reduced.load(tmp_path / "small", vgg().double())
+    (tmp_path / "small").write_bytes(b"no network")
+    with pytest.raises(InvalidInputError, match="small"):
+        Reduced.load(tmp_path / "small", other)
 
 
 def test_a_smaller_network_becomes_smaller_again():
