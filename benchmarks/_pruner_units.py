@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -41,6 +41,8 @@ CHECKED = (
     "gem-miner",
     "manifold",
 )
+# these train signed constants, and a new state is one of new signs
+SIGNED = ("gem-miner", "edge-popup")
 FULL = (
     "imp",
     "magnitude-trained",
@@ -110,6 +112,26 @@ def unit_path(folder: Path, unit: Unit) -> Path:
     return folder / "units" / f"{unit.name}.json"
 
 
+def claim(folder: Path, setting: Setting) -> None:
+    """Say of a work folder by which settings its tickets are made.
+
+    Args:
+        folder: The work folder.
+        setting: A comparison.
+
+    Raises:
+        SystemExit: If the folder holds tickets of the comparison by other settings.
+    """
+    path = folder / "settings" / f"{setting.task}-{setting.recipe}.json"
+    if not path.exists():
+        replace_text(path, json.dumps(setting.plain(), indent=1))
+    elif Setting.of(json.loads(path.read_text())) != setting:
+        raise SystemExit(
+            f"{folder} holds tickets of {setting.task} that other settings made. Name "
+            "another folder with --work."
+        )
+
+
 def kept_rows(folder: Path, unit: Unit) -> list[dict[str, Any]]:
     """Return the rows of a unit that lie in the work folder, made by its setting."""
     path = unit_path(folder, unit)
@@ -174,8 +196,13 @@ def _find(folder: Path, unit: Unit) -> None:
                 noted(functools.partial(method.find, bench, density)),
             )
         except DynPruneError as error:  # a method that finds nothing is a finding
-            rows.append(_blank(unit, density, str(error)))
+            there = {row["density"] for row in rows}
+            lost = [one for one in unit.densities if one not in there]
+            lost = lost if method is IMP else [density]
+            rows += [_blank(unit, one, str(error)) for one in lost]
             _write(folder, unit, rows)
+            if method is IMP:
+                return
 
 
 def find_masks(
@@ -299,11 +326,15 @@ def _check(folder: Path, unit: Unit) -> None:
             _ticket(bench, unit.method, density).save(path)
         tickets.append(dp.Ticket.load(path))
     rewound = unit.method in {"imp", "magnitude-trained"}
+    problem = benches[0].problem
+    if unit.method in SIGNED:
+        make = functools.partial(_signed, problem, tickets[0])
+        problem = replace(problem, make_model=make)
     found = dp.pruning.sanity_check(
         tickets,
         benches[0].system,
         train=benches[0].recipe,
-        problem=benches[0].problem,
+        problem=problem,
         split="test",
         seeds=[bench.order for bench in benches],
         start_step=unit.setting.rewind_step if rewound else 0,
@@ -325,6 +356,16 @@ def _check(folder: Path, unit: Unit) -> None:
         for row in frame.itertuples()
     ]
     _write(folder, unit, rows)
+
+
+def _signed(problem: dp.Problem, ticket: dp.Ticket, seed: int) -> torch.nn.Module:
+    # new signs at the ticket's own magnitudes
+    net = problem.model(seed)
+    with torch.no_grad():
+        for name, part in net.named_parameters():
+            sizes = ticket.state[name].abs()
+            part.copy_(torch.where(part < 0, -sizes, sizes))
+    return net
 
 
 def _write(folder: Path, unit: Unit, rows: list[dict[str, Any]]) -> None:

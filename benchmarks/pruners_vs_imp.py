@@ -31,6 +31,7 @@ from _pruner_similarity import merge_pairs
 from _pruner_units import (
     FULL,
     Unit,
+    claim,
     find_masks,
     is_done,
     kept_rows,
@@ -116,6 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
         results.merge(Results.read(given.merge))
         merge_pairs(given.target, given.merge)
     for unit in units:
+        claim(given.work, unit.setting)
         results.add(unit, kept_rows(given.work, unit))
     missing = [unit for unit in units if not is_done(unit, results.rows_of(unit))]
 

@@ -290,6 +290,54 @@ def test_a_unit_that_fails_does_not_stop_the_others(
     assert "no such kernel" in capsys.readouterr().err
 
 
+def test_a_work_folder_of_other_settings_is_refused(benchmarks, pruners, tmp_path):
+    options = ("--seeds", "1", "--methods", "dense")
+    pruners(*options)
+    path = tmp_path / "work" / "settings" / "mnist-quick.json"
+    path.write_text(path.read_text().replace('"steps": 24', '"steps": 25'))
+    with pytest.raises(SystemExit, match="other settings made"):
+        pruners(*options)
+
+
+def test_an_imp_run_that_diverges_is_tried_once(benchmarks, pruners, monkeypatch):
+    units, calls = benchmarks("_pruner_units"), []
+
+    def diverges(bench, keep):
+        calls.append(bench.seed)
+
+        def half(density, found):
+            if density < 0.5:
+                raise dp.core.ConvergenceError("weights are not finite")
+            keep(density, found)
+
+        return run(bench, half)
+
+    run = units.imp_run
+    monkeypatch.setattr(units, "imp_run", diverges)
+    options = ("--seeds", "1", "--methods", "imp")
+    rows = {row["density"]: row for row in pruners(*options)}
+    assert calls == [0]
+    assert rows[0.5]["kept"] > 0
+    assert "not finite" in rows[0.2]["note"]
+    assert pruners(*options) == list(rows.values())
+    assert calls == [0]
+
+
+def test_a_signed_ticket_is_reinitialised_by_signs(benchmarks):
+    units, settings = benchmarks("_pruner_units"), benchmarks("_pruner_settings")
+    problem = settings.problem_of("digits", "mlp:16:relu")
+    own = {
+        name: 0.3 * part.sign() for name, part in problem.model(0).named_parameters()
+    }
+    masks = {n: torch.ones_like(p).bool() for n, p in own.items() if p.ndim > 1}
+    net = units._signed(problem, dp.Ticket.make(masks, own), 7)
+    for name, part in net.named_parameters():
+        torch.testing.assert_close(part.abs(), own[name].abs(), rtol=0, atol=0)
+    first = next(iter(masks))
+    share = (net.get_parameter(first) == own[first]).double().mean()
+    assert 0.4 < float(share) < 0.6
+
+
 def test_pruners_on_a_residual_network_in_miniature(pruners):
     names = ("dense", "imp", "gem-miner")
     rows = pruners("--tasks", "cifar10", "--seeds", "1", "--methods", *names)
