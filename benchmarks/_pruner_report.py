@@ -13,7 +13,15 @@ from _pruner_results import COLUMNS, Results
 from _pruner_settings import SETTINGS, Setting, imp_densities
 from _pruner_similarity import COLUMNS as PAIRS, similarities
 from _pruner_units import Unit, is_done, replace_text
-from _pruner_words import best_of, group_table, likeness, ordering, points
+from _pruner_words import (
+    best_of,
+    complete,
+    group_table,
+    likeness,
+    ordering,
+    points,
+    seeds_of,
+)
 
 from dynprune.core import mean_interval
 
@@ -118,7 +126,7 @@ def _opening(results: Results, missing: list[Unit], command: str) -> str:
         "What do sparse networks that different methods find on the same data have in "
         "common? Every method prunes the same networks (same initial weights per seed) "
         "to the same densities, and every ticket is trained by one recipe in the same "
-        "data order.",
+        "data order (fine-tuned ones from trained weights).",
         f"Written by `{command}`; which machine computed which comparison is said "
         f"with it. One thread per unit, {seconds:.0f} seconds of units in sum, other "
         "work on the machines at times. "
@@ -220,8 +228,17 @@ def _methods(settings: list[Setting]) -> str:
 - *Fine-tuned* methods prune the trained dense network once and train on for as many
   steps again; *during training* masks change while the one training runs, and
   nothing is trained again.
-- Masks are compared within a seed where all methods have one, and between seeds also
-  where their tickets are not trained yet.
+- snip, iterative-snip, force and grasp score in **eval mode**, where batch norms at
+  initialisation divide by one: of no concern to LeNet and the conv net, but ResNet-20
+  is another network in that mode (grasp there is below random).
+- Masks are compared within a seed, and means are over the seeds that have all pairs;
+  they are compared between seeds also where their tickets are not trained yet.
+- The recipe of the lottery-ticket paper prunes layer by layer (20 %, the output layer
+  10 %); here IMP and magnitude are global, also at 50,000 steps.
+- early-bird's rule (masks of five looks differ in at most 10 % of all weights) cannot
+  fail at 5 % and below, where two masks differ in at most 10 %: there it is the mask of
+  the fifth look.
+- The re-initialised control of gem-miner has new signs at the ticket's magnitudes.
 - Masks that lost a layer are trained all the same; `note` in units.csv has warnings."""
 
 
@@ -306,10 +323,11 @@ def _alike(
         parts.append(f"### What the masks have in common at {100 * density:g} %")
         if density > min(setting.alike):  # that one is answered at the beginning
             parts.append(prose(" ".join(said)))
-        same = own[own.seed == own.other_seed]
+        same = complete(own[own.seed == own.other_seed])
         parts.append(
             prose(
-                "Overlap beyond chance, mean over pairs of methods (± over seeds). "
+                "Overlap beyond chance, mean over pairs of methods "
+                f"({seeds_of(same)}; ± half of the 95 % interval over them). "
                 "Alike by construction: magnitude-trained and magnitude-finetuned "
                 "(equal masks), early-bird (earlier in that training), rigl and set "
                 "(one random start)."
@@ -321,7 +339,8 @@ def _alike(
             if (folder / f"similarity-{setting.task}.svg").exists():
                 parts.append(
                     f"![similarity](similarity-{setting.task}.svg)\n\n"
-                    "Clusters by average linkage of 1 − overlap; means over seeds."
+                    "Clusters by average linkage of 1 − overlap; means over these "
+                    "seeds."
                 )
     return parts
 

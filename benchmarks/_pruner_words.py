@@ -11,7 +11,10 @@ from scipy import stats
 from dynprune.core import mean_interval
 
 BLIND = ("random", "erk")
-_FEW = 3
+# |w| of trained weights, as in IMP
+RELATIVES = ("magnitude-trained", "lamp-trained", "early-bird", "gmp")
+_FEW, _FEWEST, _LEVEL = 3, 5, 0.05
+_REST = ("one seed", "not there")
 
 
 def points(values: Iterable[float]) -> str:
@@ -53,17 +56,25 @@ def verdict(found: tuple[float, float, float]) -> str:
     return "reversed" if high < 0.0 else "not decided"
 
 
-def ordering_pairs(frame: pd.DataFrame) -> list[tuple[str, str]]:
-    """Return the pairs of the expected order that have rows."""
+def ordering_pairs(
+    frame: pd.DataFrame, *, after: str = "magnitude-trained", blind: str = "random"
+) -> list[tuple[str, str]]:
+    """Return the pairs of IMP > after training > at initialisation > blind with rows.
+
+    Args:
+        frame: Rows of one task, recipe and density.
+        after: What stands for one-shot pruning after training.
+        blind: What stands for random masks.
+    """
     there = set(frame.dropna(subset=["test_accuracy"]).method)
     early = [
         name
         for name, method in METHODS.items()
         if method.group == INITIAL and name not in BLIND and name in there
     ]
-    pairs = [("imp", "magnitude-trained")]
-    pairs += [("magnitude-trained", name) for name in early]
-    pairs += [(name, "random") for name in early]
+    pairs = [("imp", after)]
+    pairs += [(after, name) for name in early]
+    pairs += [(name, blind) for name in early]
     return [pair for pair in pairs if set(pair) <= there]
 
 
@@ -75,44 +86,66 @@ def ordering(frame: pd.DataFrame, density: float) -> tuple[str, list[dict[str, s
         density: Where.
 
     Returns:
-        A sentence, and a row for each pair.
+        Sentences, and a row for each pair; the pairs that were not asked for, with
+        LAMP for magnitude and with ERK for random, come last.
     """
     own = frame[frame.density == density]
-    rows, count = [], dict.fromkeys(("held", "reversed", "not decided", "one seed"), 0)
-    for better, worse in ordering_pairs(own):
-        found = drop(own, better, worse)
-        said = verdict(found)
-        if said == "not there":
-            continue
-        count[said] += 1
-        mean, low, high = found
+    asked = ordering_pairs(own)
+    if not asked:
+        return "No pair of the expected order has been trained yet.", []
+    said, rows = _tested(own, asked)
+    whole = all(row["the expectation"] == "held" for row in rows)
+    if any(row["the expectation"] != "one seed" for row in rows):
+        said += (
+            ": the whole order holds outside the intervals"
+            if whole
+            else ": the whole order is not shown"
+        )
+    said = f"Of {len(asked)} pairs {said}."
+    for what, other in (
+        (
+            "Against random masks with ERK layer densities",
+            ordering_pairs(own, blind="erk"),
+        ),
+        (
+            "With LAMP in the place of one-shot magnitude",
+            ordering_pairs(own, after="lamp-trained"),
+        ),
+    ):
+        new = [pair for pair in other if pair not in asked]
+        if new:
+            also, table = _tested(own, new)
+            said += f" {what}: of {len(new)} pairs {also}."
+            rows += table
+    return said, rows
+
+
+def _tested(
+    own: pd.DataFrame, pairs: list[tuple[str, str]]
+) -> tuple[str, list[dict[str, str]]]:
+    rows = []
+    for better, worse in pairs:
+        found = mean, low, high = drop(own, better, worse)
         rows.append({
             "expected": f"{better} > {worse}",
             "difference, points": f"{mean:+.2f}",
             "95 % interval": "–" if math.isnan(low) else f"{low:+.2f} to {high:+.2f}",
-            "the expectation": said,
+            "the expectation": verdict(found),
         })
-    if not rows:
-        return "No pair of the expected order has been trained yet.", rows
-    tested = len(rows) - count["one seed"]
-    if not tested:
+    named: dict[str, list[str]] = {}
+    for row in rows:
+        named.setdefault(row["the expectation"], []).append(row["expected"])
+    if named.keys() == {"one seed"}:
         ups = sum(row["difference, points"].startswith("+") for row in rows)
-        return (
-            f"With one seed nothing can be told from noise; {ups} of {len(rows)} "
-            "differences have the expected sign.",
-            rows,
-        )
-    parts = [f"{count[word]} {word}" for word in ("held", "not decided", "reversed")]
-    if count["one seed"]:
-        parts.append(f"{count['one seed']} on one seed only")
-    wrong = [row["expected"] for row in rows if row["the expectation"] == "reversed"]
-    chain = (
-        "the whole order holds outside the intervals"
-        if count["held"] == len(rows)
-        else "the whole order is not shown"
-    )
-    tail = f" Reversed: {', '.join(wrong)}." if wrong else ""
-    return f"Of {len(rows)} pairs {', '.join(parts)}: {chain}.{tail}", rows
+        return f"{ups} have the expected sign on one seed, which decides nothing", rows
+    parts = [
+        f"{len(named.get(word, ()))} {word}"
+        for word in ("held", "not decided", "reversed")
+    ]
+    parts += [f"{len(named[word])} {word}" for word in _REST if word in named]
+    wrong = named.get("reversed", [])
+    tail = f" ({', '.join(wrong)})" if wrong else ""
+    return f"{', '.join(parts)}{tail}", rows
 
 
 def group_table(rows: pd.DataFrame) -> list[dict[str, str]]:
@@ -138,6 +171,22 @@ def group_table(rows: pd.DataFrame) -> list[dict[str, str]]:
     return table
 
 
+def complete(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return the seeds that have all pairs: means over seeds are of the same ones.
+
+    Args:
+        pairs: Pairs of methods within a seed, of one task and density.
+    """
+    counts = pairs.groupby("seed").size()
+    return pairs[pairs.seed.isin(counts[counts == counts.max()].index)]
+
+
+def seeds_of(pairs: pd.DataFrame) -> str:
+    """Say which seeds pairs rest on."""
+    found = sorted({int(seed) for seed in pairs.seed})
+    return f"seed{'s' * (len(found) > 1)} {', '.join(map(str, found))}"
+
+
 def plain(values: Iterable[float]) -> str:
     """Write a mean with its 95 % interval over seeds."""
     mean, low, _ = mean_interval([v for v in values if not math.isnan(v)])
@@ -157,7 +206,7 @@ def likeness(rows: pd.DataFrame, frame: pd.DataFrame, density: float) -> list[st
     Returns:
         Sentences.
     """
-    pairs = rows[(rows.seed == rows.other_seed)]
+    pairs = complete(rows[rows.seed == rows.other_seed])
     informed = pairs[~pairs.method.isin(BLIND) & ~pairs.other.isin(BLIND)]
     if not len(informed):
         return []
@@ -173,12 +222,13 @@ def _in_common(informed: pd.DataFrame, density: float) -> str:
     beyond = informed.groupby(["method", "other"]).z.min() > stats.norm.ppf(0.9995)
     medians = informed.groupby(["method", "other"]).excess_overlap.mean()
     return (
-        f"At {100 * density:g} % two methods share on average {plain(by_seed)} of what "
-        "they could share beyond chance (0 = independent masks with these layer "
-        f"densities, 1 = nested); the middle half of the {len(medians)} pairs lies "
+        f"At {100 * density:g} % two methods share on average {plain(by_seed)} "
+        f"({seeds_of(informed)}) of what they could share beyond chance (0 = "
+        "independent masks with these layer densities, 1 = nested); the middle "
+        f"half of the {len(medians)} pairs lies "
         f"between {medians.quantile(0.25):.2f} and {medians.quantile(0.75):.2f}. "
-        f"{int(beyond.sum())} of {len(beyond)} pairs exceed chance (z > 3.3) on every "
-        f"seed."
+        f"{int(beyond.sum())} of {len(beyond)} pairs exceed chance (z > 3.3) on each "
+        "of these seeds."
     )
 
 
@@ -192,7 +242,7 @@ def _across_seeds(rows: pd.DataFrame) -> list[str]:
     text = (
         "The same method on another seed (other initial weights, other data order) "
         f"shares {means.mean():.3f} beyond chance in the mean of {len(means)} methods, "
-        f"at most {means.max():.3f} ({top})"
+        f"at most {means.max():.3f} ({top}; {_pairs_of_seeds(null)})"
     )
     if not len(inputs):
         return [f"{text}."]
@@ -202,6 +252,13 @@ def _across_seeds(rows: pd.DataFrame) -> list[str]:
         f"{text}. How many weights each input keeps in the first layer correlates "
         f"between seeds by {inputs.mean():.2f} in the mean (highest: {named})."
     ]
+
+
+def _pairs_of_seeds(null: pd.DataFrame) -> str:
+    counts = [int(count) for count in null.groupby("method").size()]
+    few, most = min(counts), max(counts)
+    number = f"{few}" if few == most else f"{few} to {most}"
+    return f"{number} pair{'s' * (most > 1)} of seeds each"
 
 
 def _nearest(pairs: pd.DataFrame) -> list[str]:
@@ -218,53 +275,59 @@ def _nearest(pairs: pd.DataFrame) -> list[str]:
 
 
 def _does_it_matter(pairs: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
-    found = []
-    for seed, part in pairs.groupby("seed"):
-        table = square(part, "excess_overlap")
-        if "imp" not in table:
-            continue
-        near = table["imp"].drop("imp")
-        own = frame[frame.seed == seed].set_index("method").test_accuracy
-        # the weights of other groups were trained from elsewhere, or twice
-        names = [
-            name
-            for name in near.index
-            if METHODS[name].group in {INITIAL, LEARNT, REWOUND, DURING}
-            and name in own.index
-            and math.isfinite(near[name])
-            and math.isfinite(own[name])
-        ]
-        if len(names) > 4:
-            rho = stats.spearmanr(near[names], own[names]).statistic
-            found.append((float(rho), len(names)))
-    if not found:
+    table = square(pairs, "excess_overlap")
+    if "imp" not in table:
         return []
-    mean, low, high = _mean_correlation([rho for rho, _ in found])
-    count = min(count for _, count in found)
-    spread = (
-        "one seed" if math.isnan(low) else f"95 % interval {low:+.2f} to {high:+.2f}"
+    near = table["imp"].drop("imp").dropna()
+    own = frame[frame.seed.isin(pairs.seed)].groupby("method").test_accuracy.mean()
+    # fine-tuned weights were trained twice: what they reach is not the mask's
+    names = [
+        name
+        for name in near.index
+        if METHODS[name].group in {INITIAL, LEARNT, REWOUND, DURING}
+        and math.isfinite(own.get(name, math.nan))
+    ]
+    others = [name for name in names if name not in RELATIVES]
+    informed = [name for name in others if name not in BLIND]
+    if len(informed) < _FEWEST:
+        return []
+    every, apart, chosen = (
+        _ranked(near[part], own[part]) for part in (names, others, informed)
     )
-    clear = (
-        "whether likeness to IMP goes with accuracy cannot be told from one seed"
-        if math.isnan(low)
-        else "masks more like IMP's train to higher accuracy"
-        if low > 0
-        else "masks more like IMP's train to lower accuracy"
-        if high < 0
-        else "likeness to IMP's mask does not predict accuracy beyond seed noise"
-    )
+    clear = "whether likeness to IMP's mask goes with accuracy is not shown"
+    if every[0] > 0 and every[1] < _LEVEL and not (apart[0] > 0 and apart[1] < _LEVEL):
+        clear = (
+            "those that rank trained weights by size, as IMP does, are near it and "
+            "accurate; beyond them likeness to IMP's mask does not go with accuracy"
+        )
+    elif apart[1] < _LEVEL:
+        up = "higher" if apart[0] > 0 else "lower"
+        clear = f"masks more like IMP's train to {up} accuracy, its relatives apart"
+    relatives = ", ".join(name for name in RELATIVES if name in names)
     return [
-        f"Over the {count} methods that train once from a start of their own, the rank "
-        f"correlation of overlap with IMP and test accuracy is {mean:+.2f} ({spread}; "
-        f"methods are few and related): {clear}."
+        f"Over the {len(names)} methods that do not fine-tune, the rank correlation of "
+        f"overlap with IMP and test accuracy is {_said(every)}, p by permutation of "
+        f"methods; without its relatives ({relatives}) "
+        f"it is {_said(apart)}, and without random and erk as well {_said(chosen)}: "
+        f"{clear}."
     ]
 
 
-def _mean_correlation(values: list[float]) -> tuple[float, float, float]:
-    # averaged as arctanh, where the interval cannot leave [-1, 1]
-    z = [math.atanh(min(max(value, -0.999), 0.999)) for value in values]
-    mean, low, high = mean_interval(z)
-    return math.tanh(mean), math.tanh(low), math.tanh(high)
+def _ranked(x: pd.Series, y: pd.Series) -> tuple[float, float]:
+    # two-sided, by permutation of methods
+    found = stats.permutation_test(
+        (x.to_numpy(),),
+        lambda part: stats.spearmanr(part, y.to_numpy()).statistic,
+        permutation_type="pairings",
+        n_resamples=9999,
+        rng=0,
+    )
+    return float(found.statistic), float(found.pvalue)
+
+
+def _said(found: tuple[float, float]) -> str:
+    rho, p = found
+    return f"{rho:+.2f} (p = {p:.2g})"
 
 
 def best_of(frame: pd.DataFrame, density: float) -> str:

@@ -369,6 +369,7 @@ def test_the_order_of_methods_is_read_from_paired_differences(benchmarks):
             ("magnitude-trained", 0.95),
             ("snip", 0.96),
             ("random", 0.90 + 0.06 * seed),
+            ("erk", 0.97),
         ):
             rows.append({
                 "method": method,
@@ -382,11 +383,70 @@ def test_the_order_of_methods_is_read_from_paired_differences(benchmarks):
         "imp > magnitude-trained": "held",
         "magnitude-trained > snip": "reversed",
         "snip > random": "not decided",
+        "snip > erk": "reversed",
     }
-    assert "the whole order is not shown" in said
-    assert "Reversed: magnitude-trained > snip" in said
+    assert "Of 3 pairs 1 held, 1 not decided, 1 reversed" in said
+    assert "(magnitude-trained > snip): the whole order is not shown" in said
+    assert "ERK layer densities: of 1 pairs 0 held, 0 not decided, 1 reversed" in said
     one = pd.DataFrame([row for row in rows if row["seed"] == 0])
-    assert "With one seed" in words.ordering(one, 0.03)[0]
+    assert (
+        "Of 3 pairs 2 have the expected sign on one seed"
+        in (words.ordering(one, 0.03)[0])
+    )
+
+
+def pairs_near_imp(near):
+    names = ["imp", *near]
+    return pd.DataFrame([
+        {
+            "seed": seed,
+            "other_seed": seed,
+            "method": a,
+            "other": b,
+            "excess_overlap": near[b] if a == "imp" else 0.0,
+            "z": 5.0,
+        }
+        for seed in range(3)
+        for a, b in itertools.combinations(names, 2)
+    ])
+
+
+def test_likeness_to_imp_is_judged_without_its_relatives(benchmarks):
+    words = benchmarks("_pruner_words")
+    others = ("snip", "grasp", "synflow", "force", "manifold", "rigl", "set")
+    near = dict.fromkeys(words.RELATIVES, 0.4)
+    near |= {name: 0.01 * place for place, name in enumerate(others)}
+    pairs = pairs_near_imp(near)
+
+    def said(accuracies):
+        rows = [
+            {"method": name, "seed": seed, "test_accuracy": value}
+            for seed in range(3)
+            for name, value in accuracies.items()
+        ]
+        return words._does_it_matter(pairs, pd.DataFrame(rows))[0]
+
+    relatives = {name: 0.98 + 0.001 * i for i, name in enumerate(words.RELATIVES)}
+    bump = (3, 1, 4, 6, 5, 0, 2)
+    flat = {name: 0.9 + 0.001 * i for i, name in zip(bump, others, strict=True)}
+    assert "beyond them likeness to IMP's mask does not" in said(relatives | flat)
+    rising = {name: 0.9 + 0.001 * i for i, name in enumerate(others)}
+    assert "higher accuracy, its relatives apart" in said(relatives | rising)
+    falling = {name: 0.9 - 0.001 * i for i, name in enumerate(others)}
+    assert "lower accuracy, its relatives apart" in said(relatives | falling)
+    nothing = {name: 0.9 + 0.001 * (i % 3) for i, name in enumerate(near)}
+    assert "is not shown" in said(nothing)
+
+
+def test_means_over_seeds_are_of_the_same_pairs(benchmarks):
+    words = benchmarks("_pruner_words")
+    pairs = pairs_near_imp({"snip": 0.1, "gmp": 0.5})
+    pairs.loc[pairs.seed == 1, "excess_overlap"] = 0.9
+    lacking = pairs[(pairs.seed != 1) | (pairs.other != "gmp")]
+    left = words.complete(lacking)
+    assert words.seeds_of(left) == "seeds 0, 2"
+    assert left.excess_overlap.max() == 0.5
+    assert words.seeds_of(words.complete(pairs)) == "seeds 0, 1, 2"
 
 
 def test_shifted_images_are_the_images_shifted_and_flipped(benchmarks):
