@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
-from dynprune.core import ConvergenceError, InvalidInputError, Outcome, generator
+from dynprune import tasks
+from dynprune.core import (
+    ConvergenceError,
+    InvalidInputError,
+    Outcome,
+    generator,
+    mean_interval,
+)
+from dynprune.pruning import magnitude
 from dynprune.system import GradientSystem
 from dynprune.training import (
     Recipe,
@@ -20,6 +28,7 @@ from dynprune.training import (
     Runs,
     _stacked_many,
     _stacked_probe,
+    evaluate,
     train,
     train_many,
 )
@@ -327,6 +336,27 @@ def test_pruned_weights_are_zero_at_every_snapshot() -> None:
             assert not run.parameters[name][~mask].any()
         assert run.trajectory is not None
         assert run.trajectory.snapshots.shape == (system.size, 13)
+
+
+def test_float32_accuracies_agree_within_the_seed_interval() -> None:
+    problem, count = tasks.digits("mlp:16:relu"), 6
+    systems = []
+    for seed in range(count):
+        system = GradientSystem(problem.model(seed), problem.loss_fn, problem.train)
+        systems.append(system.with_ticket(magnitude(system, density=0.2)))
+    recipe = Recipe(lambda p: optim.SGD(p, lr=0.2), steps=300, batch_size=64)
+    found = {}
+    for how in ("serial", "stacked"):
+        runs = train_many(systems, recipe, seeds=list(range(count)), how=how)
+        found[how] = []
+        for run in runs:
+            net = problem.model(0)
+            run.apply_(net)
+            found[how].append(evaluate(net, problem, "test").metric)
+    mean, low, high = mean_interval(found["serial"])
+    assert mean > 0.8
+    other = sum(found["stacked"]) / count
+    assert low <= other <= high
 
 
 def test_stacks_of_two_are_the_runs_of_one_stack() -> None:
