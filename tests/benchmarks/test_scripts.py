@@ -42,6 +42,7 @@ def benchmarks(monkeypatch):
         ("stacked_training.py", None),
         ("scoring_cost.py", None),
         ("topk.py", None),
+        ("elastic_transfer.py", None),
     ],
     ids=[
         "hvp_cost",
@@ -51,6 +52,7 @@ def benchmarks(monkeypatch):
         "stacked_training",
         "scoring_cost",
         "topk",
+        "elastic_transfer",
     ],
 )
 def test_each_script_writes_its_tables(
