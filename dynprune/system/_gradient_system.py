@@ -23,6 +23,12 @@ from dynprune.system._arguments import (
 )
 from dynprune.system._batches import BatchWeight, check_data, is_resident, length, read
 from dynprune.system._checks import check_loss
+from dynprune.system._in_place import (
+    OnCopies,
+    batch_loss_on_copies,
+    give_copies_,
+    loss_on_copies,
+)
 from dynprune.system._mean_loss import BatchLoss, LossFn, MeanLoss, call
 from dynprune.system._probe import MOST_PROBED, probe
 from dynprune.system._prunable import computed_weights, prunable_weights
@@ -68,6 +74,8 @@ class GradientSystem:
     The user's model is never changed: a private copy in eval mode is evaluated with
     the parameters passed in. ``state`` and ``buffers`` read the user's model as it is
     now; frozen parameters are those of the moment the system was made.
+    The data are not changed either: a network or loss that writes into its batch
+    (``x.sub_(1)``, a first layer with ``inplace=True``) gets copies of it.
 
     With a process group each rank passes its own shard of the data, of any length: W
     and L count the examples of all ranks, the l2 term counts once, and ``loss``,
@@ -173,21 +181,43 @@ class GradientSystem:
                 "drop_last may drop all of a small data set)."
             )
         named = self.unflatten(self.state)
+
+        def mean(batch: Any) -> Tensor:
+            if own:
+                value: Tensor = self._loss(batch)
+                return value
+            return self.batch_mean(named, self.buffers, batch)
+
+        looked = OnCopies(mean)
         with isolated(0):
             check_loss(
-                self._loss
-                if own
-                else lambda batch: self.batch_mean(named, self.buffers, batch),
+                looked,
                 first,
                 steady=lambda: not any(part.training for part in self.module.modules()),
                 weight=self.weight,
                 by_batch=self.batch_loss is not None,
                 weighed=self.batch_weight is not None,
             )
+            if looked.writes:
+                self._protect(mean, first)
         self.module.eval()
         self._layout = layout(first, shapes=self.batch_loss is None)
         if self._ranks.group is not None:
             self._examples = self._own_weight()
+
+    def _protect(self, mean: Callable[[Any], Tensor], batch: Any) -> None:
+        # the network writes into its input, or else the loss into the batch
+        give_copies_(self.module)
+        looked = OnCopies(mean)
+        with torch.no_grad():
+            looked(batch)
+        if not looked.writes:
+            return
+        if self.batch_loss is not None:
+            self.batch_loss = batch_loss_on_copies(self.batch_loss)
+        elif self.loss_fn is not None:
+            self.loss_fn = loss_on_copies(self.loss_fn)
+        self._loss = MeanLoss(self.module, self.loss_fn, self.batch_loss)
 
     def _count(self) -> None:
         # now, when every rank is here: reading ``examples`` later is no collective

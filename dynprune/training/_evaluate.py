@@ -1,8 +1,9 @@
 """Mean loss and metric over a split."""
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from dynprune.system import (
     BatchLoss,
     BatchWeight,
     LossFn,
+    OnCopies,
     check_data,
     length,
     read,
@@ -131,6 +133,7 @@ def evaluate(
         raise InvalidInputError("Plain data were given without a loss. Pass loss_fn=.")
     model = _model(model_or_state, problem, buffers, coordinates)
     place = next(model.parameters(), torch.zeros(0))
+    measure = _Measure(model, loss_fn, batch_loss, metric)
     losses, weights, values, count = [], [], [], 0
     with (
         torch.no_grad(),
@@ -141,7 +144,7 @@ def evaluate(
         for batch in read(
             data, dtype=place.dtype, device=place.device, microbatch=_AT_ONCE
         ):
-            loss, found = _measure(model, batch, loss_fn, batch_loss, metric)
+            loss, found = measure(batch)
             losses.append(loss.reshape(()).double())
             weights.append(float(length(batch) if weigh is None else weigh(batch)))
             if found is not None:
@@ -166,29 +169,63 @@ def evaluate(
     )
 
 
-def _measure(
-    model: nn.Module,
-    batch: Any,
-    loss_fn: LossFn | None,
-    batch_loss: BatchLoss | None,
-    metric: Metric | None,
-) -> tuple[Tensor, Tensor | None]:
-    pair = isinstance(batch, tuple | list) and len(batch) == 2
-    if batch_loss is not None:
-        loss = batch_loss(model, batch)
-        outputs = model(batch[0]) if pair and metric is not None else None
-    else:
-        if not pair:
-            raise InvalidInputError(
-                f"A batch of type {type(batch).__name__} is not a pair (x, y). Give "
-                "the problem a batch_loss for other batches."
-            )
-        assert loss_fn is not None
-        outputs = model(batch[0])
-        loss = loss_fn(outputs, batch[1])
-    if metric is None or not pair:
-        return loss, None
-    return loss, torch.as_tensor(metric(outputs, batch[1]))
+@final
+class _Measure:
+    """Measure one batch: none of the user's functions writes into the data.
+
+    Args:
+        model: The network, in eval mode.
+        loss_fn: Mean loss of outputs and targets, or None with ``batch_loss``.
+        batch_loss: Mean loss of a network on a batch, or None.
+        metric: Values per example, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn | None,
+        batch_loss: BatchLoss | None,
+        metric: Metric | None,
+    ) -> None:
+        self._outputs: OnCopies[Any] = OnCopies(model)
+        self._loss = None if loss_fn is None else OnCopies(loss_fn)
+        self._batch_loss = (
+            None
+            if batch_loss is None
+            else OnCopies(functools.partial(batch_loss, model))
+        )
+        self._metric = None if metric is None else OnCopies(metric)
+
+    def __call__(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Measure a batch.
+
+        Args:
+            batch: Any batch.
+
+        Returns:
+            Its mean loss, and the metric where there is one.
+
+        Raises:
+            InvalidInputError: If it is no pair, and there is no ``batch_loss``.
+        """
+        pair = isinstance(batch, tuple | list) and len(batch) == 2
+        if self._batch_loss is not None:
+            loss = self._batch_loss(batch)
+            if self._metric is None or not pair:
+                return loss, None
+            outputs = self._outputs(batch[0])
+        else:
+            if not pair:
+                raise InvalidInputError(
+                    f"A batch of type {type(batch).__name__} is not a pair (x, y). "
+                    "Give the problem a batch_loss for other batches."
+                )
+            assert self._loss is not None
+            outputs = self._outputs(batch[0])
+            loss = self._loss(outputs, batch[1])
+            if self._metric is None:
+                return loss, None
+        return loss, torch.as_tensor(self._metric(outputs, batch[1]))
 
 
 def _model(

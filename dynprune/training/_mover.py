@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from dynprune.core import InvalidInputError, plain_numbers
-from dynprune.system import GradientSystem
+from dynprune.system import GradientSystem, OnCopies
 from dynprune.training._captured import Captured
 
 OptimizerFactory = Callable[[list[Tensor]], Optimizer]
@@ -63,7 +63,7 @@ class Mover:
         for parameter in self.parameters:
             parameter.requires_grad_()
         self.load(system.state, system.buffers)
-        self._mean = _mean_loss(self.net, system)
+        self._mean = OnCopies(_mean_loss(self.net, system))
         self._gradient = self._backward
         if capture:
             self._gradient = Captured(
