@@ -14,6 +14,7 @@ from dynprune.core import (
     NumericalWarning,
     functional_call,
     isolated,
+    refuse_inference_mode,
 )
 from dynprune.system._arguments import (
     check_arguments,
@@ -106,7 +107,8 @@ class GradientSystem:
         InvalidInputError: For data that can be read only once, a loss that is not a
             finite mean over examples, no trainable parameter, parameters on several
             devices or of several dtypes, lazy ones, weights that hooks compute
-            (``torch.nn.utils.prune``), or ranks that differ.
+            (``torch.nn.utils.prune``), inside ``torch.inference_mode()``, or ranks
+            that differ.
 
     Warns:
         NumericalWarning: If a ``batch_loss`` without ``batch_weight`` cannot be
@@ -143,6 +145,7 @@ class GradientSystem:
     ) -> None:
         self._ranks = Ranks.of(process_group, model)
         with self._ranks.together(lambda: self._signature(self.state)):
+            refuse_inference_mode("A system")
             check_arguments(model, loss_fn, batch_loss, l2, microbatch)
             self.model = model
             self.loss_fn = loss_fn
@@ -442,7 +445,7 @@ class GradientSystem:
         return data_loss + 0.5 * self.l2 * theta.dot(theta)
 
     def gradient(self, state: Tensor | None = None, *, seed: int = 0) -> Tensor:
-        """Return ∇L at a state.
+        """Return ∇L at a state, inside ``torch.no_grad()`` as outside it.
 
         Args:
             state: Coordinates, shape ``(P,)``; the system's own by default.
@@ -450,12 +453,15 @@ class GradientSystem:
                 on a deterministic system.
 
         Returns:
-            Loss per parameter, shape ``(P,)``.
+            Loss per parameter, shape ``(P,)``, without graph.
+
+        Raises:
+            InvalidInputError: Inside ``torch.inference_mode()``.
 
         Cost:
             One gradient; over several ranks one all-reduce of P numbers, and a small
             exchange to see that they are at the same state.
-        """
+        """  # noqa: DOC502 - raised by gradient_with
         return self.gradient_with(self.buffers, self._shared(state), seed=seed)
 
     def gradient_with(
@@ -470,11 +476,15 @@ class GradientSystem:
 
         Returns:
             Loss per parameter, shape ``(P,)``.
-        """
+
+        Raises:
+            InvalidInputError: Inside ``torch.inference_mode()``.
+        """  # noqa: DOC502 - raised by the part
 
         def part() -> Tensor:
+            refuse_inference_mode("A gradient")
             total = self.own_l2 * theta
-            with isolated(seed):
+            with isolated(seed), torch.enable_grad():
                 for batch in self.batches(seed=seed):
                     leaf = theta.clone().requires_grad_()
                     value = self.batch_mean(self.unflatten(leaf), buffers, batch)
@@ -495,9 +505,12 @@ class GradientSystem:
         Returns:
             Minus the gradient, shape ``(P,)``.
 
+        Raises:
+            InvalidInputError: Inside ``torch.inference_mode()``.
+
         Cost:
             One gradient.
-        """
+        """  # noqa: DOC502 - raised by gradient_with
         return -self.gradient(state)
 
     def flow(
@@ -683,7 +696,8 @@ class GradientSystem:
 
         Raises:
             NotDeterministicError: If two passes differ; the message names the culprit.
-            InvalidInputError: If the gradient is not finite, or the ranks differ.
+            InvalidInputError: If the gradient is not finite, or the ranks differ, or
+                inside ``torch.inference_mode()``.
 
         Cost:
             At the first call two gradients, of at most 8 examples where the data are
@@ -691,6 +705,7 @@ class GradientSystem:
             small exchange each time.
         """  # noqa: DOC502 - raised by the parts
         with self._ranks.together(lambda: self._signature(self._at(state))):
+            refuse_inference_mode("A Hessian or flow")
             self._at(state)
             if not self._deterministic:
                 probe(self._sample())

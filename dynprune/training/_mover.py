@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from dynprune.core import InvalidInputError, plain_numbers
+from dynprune.core import InvalidInputError, plain_numbers, refuse_inference_mode
 from dynprune.system import GradientSystem, OnCopies
 from dynprune.training._captured import Captured
 
@@ -38,7 +38,7 @@ class Mover:
 
     Raises:
         InvalidInputError: If the factories do not return what they should, or capture
-            is asked of a CPU.
+            is asked of a CPU, or inside ``torch.inference_mode()``.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Mover:
         step: int,
         capture: bool = False,
     ) -> None:
+        refuse_inference_mode("Training")
         self.coordinates = system.coordinates
         self.device = system.device
         self._l2 = system.l2
@@ -219,6 +220,7 @@ class Mover:
                 weight.grad.mul_(mask)
         return value
 
+    @torch.enable_grad()
     def _backward(self, batch: Any) -> Tensor:
         for parameter in self.parameters:
             parameter.grad = None

@@ -37,7 +37,7 @@ class StackedMover:
     Raises:
         InvalidInputError: If the factories do not return what they should, or an
             optimiser that mixes the entries of its tensors, or capture is asked of a
-            CPU.
+            CPU, or inside ``torch.inference_mode()``.
     """
 
     def __init__(
@@ -131,6 +131,7 @@ class StackedMover:
                 slope.mul_(mask)
         return values
 
+    @torch.enable_grad()
     def _backward(self, batch: Any) -> Tensor:
         for parameter in self.parameters:
             parameter.grad = None

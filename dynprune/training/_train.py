@@ -126,9 +126,9 @@ def train(
     Raises:
         InvalidInputError: For contradictory arguments, factories that return no
             optimiser or scheduler, a batch of one example that batch norm cannot
-            take, ``capture`` on a CPU or of a step that cannot be recorded, or a
-            checkpoint that is truncated or of another run; the message says which
-            arguments differ.
+            take, ``capture`` on a CPU or of a step that cannot be recorded, a
+            checkpoint that is truncated or of another run (the message says which
+            arguments differ), or inside ``torch.inference_mode()``.
         ConvergenceError: If a loss is NaN or infinite; it names step, epoch and
             batch, and carries the run so far.
 
