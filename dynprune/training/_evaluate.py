@@ -1,5 +1,6 @@
 """Mean loss and metric over a split."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -89,6 +90,10 @@ def evaluate(
     with :math:`w_b` the weight of batch b. The mean is exact whatever the batch sizes
     are; the l2 term of a system is not part of it.
 
+    The metric is of outputs and targets, which only batches (x, y) have. Of other
+    batches there is none: one that was chosen, here or in the problem, is refused, and
+    the default of the problem's class (accuracy) is NaN.
+
     Args:
         model_or_state: A module, whose mode, buffers and parameters stay as they
             were; or a :class:`Run`; or coordinates ``(P,)`` or named tensors, for
@@ -104,12 +109,14 @@ def evaluate(
         coordinates: Of a state on a masked system: pass ``system.coordinates``.
 
     Returns:
-        The mean loss, the mean metric (NaN without one) and the examples.
+        The mean loss, the mean metric (NaN without one, or where the default metric of
+        a problem meets a batch that is no (x, y)) and the examples.
 
     Raises:
         InvalidInputError: If a state comes without a problem, a loss is missing, the
-            split is empty, names and shapes do not fit the model, or parameters are
-            missing (those that ``parameters=`` of a system left out).
+            split is empty, names and shapes do not fit the model, parameters are
+            missing (those that ``parameters=`` of a system left out), or a metric was
+            chosen and a batch is no pair (x, y).
 
     Cost:
         One forward pass over the split, 10,000 resident examples at a time.
@@ -126,14 +133,15 @@ def evaluate(
     data = problem_or_data if problem is None else problem.split(split)
     check_data(data)
     loss_fn = loss_fn or (None if problem is None else problem.loss_fn)
-    metric = metric or (None if problem is None else problem.metric)
+    given, metric = metric, metric or (None if problem is None else problem.metric)
     batch_loss = None if problem is None else problem.batch_loss
     weigh = None if problem is None else problem.batch_weight
     if loss_fn is None and batch_loss is None:
         raise InvalidInputError("Plain data were given without a loss. Pass loss_fn=.")
     model = _model(model_or_state, problem, buffers, coordinates)
     place = next(model.parameters(), torch.zeros(0))
-    measure = _Measure(model, loss_fn, batch_loss, metric)
+    chosen = given is not None or not _is_default(metric, problem)
+    measure = _Measure(model, loss_fn, batch_loss, metric, chosen=chosen)
     losses, weights, values, count = [], [], [], 0
     with (
         torch.no_grad(),
@@ -153,11 +161,11 @@ def evaluate(
                 values.append(found.double().sum() * (length(batch) if scalar else 1))
     if not losses:
         raise InvalidInputError(f"The split {split!r} holds no batch. Pass some data.")
-    total = sum(weights)
+    total, whole = sum(weights), count and len(values) == len(losses)
     share = torch.tensor(weights, dtype=torch.float64) / total
     return Evaluation(
         loss=float(torch.stack(losses).cpu().dot(share)),
-        metric=float(torch.stack(values).sum()) / count if count else float("nan"),
+        metric=float(torch.stack(values).sum()) / count if whole else float("nan"),
         examples=total,
         provenance=Provenance(
             made_by="training.evaluate",
@@ -178,6 +186,7 @@ class _Measure:
         loss_fn: Mean loss of outputs and targets, or None with ``batch_loss``.
         batch_loss: Mean loss of a network on a batch, or None.
         metric: Values per example, or None.
+        chosen: Whether the metric is refused for a batch that cannot have it.
     """
 
     def __init__(
@@ -186,7 +195,10 @@ class _Measure:
         loss_fn: LossFn | None,
         batch_loss: BatchLoss | None,
         metric: Metric | None,
+        *,
+        chosen: bool,
     ) -> None:
+        self._chosen = chosen
         self._outputs: OnCopies[Any] = OnCopies(model)
         self._loss = None if loss_fn is None else OnCopies(loss_fn)
         self._batch_loss = (
@@ -206,9 +218,17 @@ class _Measure:
             Its mean loss, and the metric where there is one.
 
         Raises:
-            InvalidInputError: If it is no pair, and there is no ``batch_loss``.
+            InvalidInputError: If it is no pair, and a metric was chosen or there is no
+                ``batch_loss``.
         """
         pair = isinstance(batch, tuple | list) and len(batch) == 2
+        if self._metric is not None and self._chosen and not pair:
+            raise InvalidInputError(
+                f"A metric was asked of a batch of type {type(batch).__name__}, which "
+                "is not a pair (x, y) and has no outputs and targets to compare. Pass "
+                "batches (x, y), or no metric (a Problem: metric=None), which leaves "
+                "the loss."
+            )
         if self._batch_loss is not None:
             loss = self._batch_loss(batch)
             if self._metric is None or not pair:
@@ -226,6 +246,13 @@ class _Measure:
             if self._metric is None:
                 return loss, None
         return loss, torch.as_tensor(self._metric(outputs, batch[1]))
+
+
+def _is_default(metric: Metric | None, problem: object) -> bool:
+    return dataclasses.is_dataclass(problem) and any(
+        field.name == "metric" and field.default is metric
+        for field in dataclasses.fields(problem)
+    )
 
 
 def _model(
