@@ -45,7 +45,7 @@ class ScoredNet:
             )
         check_prunable(system.prunable)
         self._system = system
-        net = private_copy(system).train(mode == "train")
+        net = system.set_mode_(private_copy(system), training=mode == "train")
         own: dict[str, Tensor] = dict(net.named_parameters())
         for part in own.values():
             part.requires_grad_(False)

@@ -78,6 +78,11 @@ class GradientSystem:
     The data are not changed either: a network or loss that writes into its batch
     (``x.sub_(1)``, a first layer with ``inplace=True``) gets copies of it.
 
+    Train mode, for training and scoring, is that of the user: modules of a model in
+    train mode that were in eval mode when the system was made (a frozen batch norm) are
+    ``kept_in_eval``. A model in eval mode says nothing of its modules: all of it is put
+    in train mode.
+
     With a process group each rank passes its own shard of the data, of any length: W
     and L count the examples of all ranks, the l2 term counts once, and ``loss``,
     ``gradient``, ``field`` and ``flow`` return the same bits on every rank. Making a
@@ -153,6 +158,7 @@ class GradientSystem:
             self.batch_weight = batch_weight
             self.microbatch = microbatch
             self.l2 = float(l2)
+            self.kept_in_eval = _kept_in_eval(model)
             self._loss = MeanLoss(copy.deepcopy(model).eval(), loss_fn, batch_loss)
             self._masks = own_masks(mask)
             self._selected = select(model, parameters)
@@ -250,6 +256,21 @@ class GradientSystem:
     def module(self) -> nn.Module:
         """The private copy of the model, in eval mode; not to be changed."""
         return self._loss.net
+
+    def set_mode_(self, net: nn.Module, *, training: bool) -> nn.Module:
+        """Put a copy of the module in train or in eval mode, in place.
+
+        Args:
+            net: A copy of :attr:`module`.
+            training: Whether in train mode, but for what is ``kept_in_eval``.
+
+        Returns:
+            The copy itself.
+        """
+        net.train(training)
+        for name in self.kept_in_eval:
+            net.get_submodule(name).training = False
+        return net
 
     @property
     def prunable(self) -> tuple[str, ...]:
@@ -787,3 +808,9 @@ class GradientSystem:
         kind = type(self.module).__name__
         ranks = "" if self._ranks.group is None else f", {self._ranks.count} ranks"
         return f"GradientSystem({kind}, P={self.size}, {self.dtype}{masked}{ranks})"
+
+
+def _kept_in_eval(model: nn.Module) -> tuple[str, ...]:
+    if not model.training:
+        return ()
+    return tuple(name for name, part in model.named_modules() if not part.training)

@@ -54,7 +54,7 @@ def check_lone(
     met = batch_size == 1 or start // per_epoch < stop // per_epoch
     if count - (per_epoch - 1) * batch_size != 1 or not met:
         return
-    net = copy.deepcopy(system.module).train(training)
+    net = system.set_mode_(copy.deepcopy(system.module), training=training)
     if not any(_of_batch(part) for part in net.modules()):
         return
     first = data[0][:1], data[1][:1]

@@ -32,7 +32,8 @@ class Mover:
         system: Where to start from; it and its model are not changed.
         optimizer: Makes the optimiser of the copy's parameters.
         schedule: Makes the scheduler of the optimiser, or None.
-        training: Whether the copy is in train mode.
+        training: Whether the copy is in train mode, but for what the system says is
+            ``kept_in_eval``.
         step: Optimiser steps that the schedule has behind it.
         capture: Whether to replay loss and gradient as one CUDA graph.
 
@@ -55,7 +56,8 @@ class Mover:
         self.coordinates = system.coordinates
         self.device = system.device
         self._l2 = system.l2
-        self.net = copy.deepcopy(system.module).train(training)
+        self.net = system.set_mode_(copy.deepcopy(system.module), training=training)
+        self._kept_in_eval = list(system.kept_in_eval) if training else []
         own: dict[str, Tensor] = dict(self.net.named_parameters())
         for parameter in own.values():
             parameter.requires_grad_(False)
@@ -174,12 +176,14 @@ class Mover:
 
     def describe(self) -> dict[str, Any]:
         """Return plain values of how it moves, before the first step."""
-        return {
+        made = {
             "optimizer": type(self.optimizer).__name__,
             "hyperparameters": self._hyperparameters,
             "schedule": self._schedule,
             "l2": self._l2,
         }
+        kept = self._kept_in_eval
+        return made | ({"kept_in_eval": kept} if kept else {})
 
     def state(self) -> Tensor:
         """Return the coordinates now, a new vector of shape ``(P,)``."""

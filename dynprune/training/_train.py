@@ -91,7 +91,8 @@ def train(
         steps: Optimiser steps of the whole run; give this or ``epochs``.
         epochs: Passes over the data of the whole run.
         data: Train on these instead of the system's data, e.g. an augmenting loader.
-        mode: Whether the network is in train mode (batch norm, dropout) or eval mode.
+        mode: Whether the network is in train mode (batch norm, dropout) or eval mode;
+            in train mode, what the system says is ``kept_in_eval`` stays in eval mode.
         schedule: Makes a learning-rate scheduler of the optimiser; stepped once per
             optimiser step.
         batch_size: Examples per batch of resident ``(x, y)`` tensors, 64 by default;
