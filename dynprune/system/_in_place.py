@@ -34,21 +34,22 @@ class OnCopies(Generic[R]):
         """Whether a call has shown that the function writes into its arguments."""
         return bool(self._writes)
 
-    def __call__(self, *arguments: Any) -> R:
+    def __call__(self, *arguments: Any, **others: Any) -> R:
         """Call the function.
 
         Args:
             *arguments: Any nests of tensors.
+            **others: What it gets as it is.
 
         Returns:
             What the function returns.
         """
         if self._writes is False:
-            return self._function(*arguments)
+            return self._function(*arguments, **others)
         fresh = copies(arguments)
         tensors = tensors_of(fresh)
         versions = [_version(tensor) for tensor in tensors]
-        value = self._function(*fresh)
+        value = self._function(*fresh, **others)
         if self._writes is None:
             self._writes = any(
                 _version(tensor) != version or not _equal(tensor, given)

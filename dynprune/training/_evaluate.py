@@ -198,15 +198,16 @@ class _Measure:
         *,
         chosen: bool,
     ) -> None:
+        self._model, self._loss_fn, self._metric = model, loss_fn, metric
         self._chosen = chosen
-        self._outputs: OnCopies[Any] = OnCopies(model)
-        self._loss = None if loss_fn is None else OnCopies(loss_fn)
-        self._batch_loss = (
+        self._apart = (
             None
             if batch_loss is None
             else OnCopies(functools.partial(batch_loss, model))
         )
-        self._metric = None if metric is None else OnCopies(metric)
+        self._outputs: OnCopies[Any] = OnCopies(model)
+        self._together = OnCopies(self._loss_and_outputs)
+        self._values = OnCopies(self._metric_of)
 
     def __call__(self, batch: Any) -> tuple[Tensor, Tensor | None]:
         """Measure a batch.
@@ -221,31 +222,44 @@ class _Measure:
             InvalidInputError: If it is no pair, and a metric was chosen or there is no
                 ``batch_loss``.
         """
-        pair = isinstance(batch, tuple | list) and len(batch) == 2
-        if self._metric is not None and self._chosen and not pair:
-            raise InvalidInputError(
-                f"A metric was asked of a batch of type {type(batch).__name__}, which "
-                "is not a pair (x, y) and has no outputs and targets to compare. Pass "
-                "batches (x, y), or no metric (a Problem: metric=None), which leaves "
-                "the loss."
-            )
-        if self._batch_loss is not None:
-            loss = self._batch_loss(batch)
-            if self._metric is None or not pair:
-                return loss, None
-            outputs = self._outputs(batch[0])
-        else:
-            if not pair:
-                raise InvalidInputError(
-                    f"A batch of type {type(batch).__name__} is not a pair (x, y). "
-                    "Give the problem a batch_loss for other batches."
-                )
-            assert self._loss is not None
-            outputs = self._outputs(batch[0])
-            loss = self._loss(outputs, batch[1])
+        if self._apart is None:
+            loss, outputs = self._together(batch)
             if self._metric is None:
                 return loss, None
-        return loss, torch.as_tensor(self._metric(outputs, batch[1]))
+        else:
+            if not self._has_metric(batch):
+                return self._apart(batch), None
+            loss, outputs = self._apart(batch), self._outputs(batch[0])
+        return loss, torch.as_tensor(self._values(batch[1], outputs=outputs))
+
+    def _has_metric(self, batch: Any) -> bool:
+        if self._metric is None or _is_pair(batch):
+            return self._metric is not None
+        if not self._chosen:
+            return False
+        raise InvalidInputError(
+            f"A metric was asked of a batch of type {type(batch).__name__}, which is "
+            "not a pair (x, y) and has no outputs and targets to compare. Pass batches "
+            "(x, y), or no metric (a Problem: metric=None), which leaves the loss."
+        )
+
+    def _loss_and_outputs(self, batch: Any) -> tuple[Tensor, Any]:
+        if not _is_pair(batch):
+            raise InvalidInputError(
+                f"A batch of type {type(batch).__name__} is not a pair (x, y). Give "
+                "the problem a batch_loss for other batches."
+            )
+        assert self._loss_fn is not None
+        outputs = self._model(batch[0])
+        return self._loss_fn(outputs, batch[1]), outputs
+
+    def _metric_of(self, targets: Any, *, outputs: Any) -> Tensor:
+        assert self._metric is not None
+        return self._metric(outputs, targets)
+
+
+def _is_pair(batch: Any) -> bool:
+    return isinstance(batch, tuple | list) and len(batch) == 2
 
 
 def _is_default(metric: Metric | None, problem: object) -> bool:
