@@ -221,7 +221,7 @@ class _Measure:
         Raises:
             InvalidInputError: If it is no pair, and a metric was chosen or there is no
                 ``batch_loss``.
-        """
+        """  # noqa: DOC502 - raised by the parts
         if self._apart is None:
             loss, outputs = self._together(batch)
             if self._metric is None:
