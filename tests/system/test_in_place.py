@@ -167,7 +167,12 @@ def measured(system, data):
     }
 
 
-def same(found, wanted):
+RACED = {"hessian", "gauss-newton", "fisher", "ntk"}  # a stopwatch chooses the rounding
+
+
+def same(name, found, wanted):
+    if name in RACED:
+        return torch.allclose(found, wanted, rtol=0, atol=1e-12 * float(wanted.norm()))
     if isinstance(found, dict):
         return all(torch.equal(found[name], wanted[name]) for name in wanted)
     if isinstance(found, list):
@@ -191,7 +196,7 @@ def test_data_stay_and_results_are_those_of_a_network_that_copies(kind, form):
         found = function()
         assert torch.equal(x, kept[0]), name
         assert torch.equal(y, kept[1]), name
-        assert same(found, wanted[name]()), name
+        assert same(name, found, wanted[name]()), name
 
 
 def test_targets_that_a_loss_writes_into_stay():
@@ -211,7 +216,7 @@ def test_targets_that_a_loss_writes_into_stay():
     right = measured(twin, kept)
     right["evaluate"] = lambda: evaluate(net, kept, loss_fn=wanted).loss
     for name, function in found.items():
-        assert same(function(), right[name]()), name
+        assert same(name, function(), right[name]()), name
         assert torch.equal(x, kept[0]), name
         assert torch.equal(y, kept[1]), name
 
@@ -240,7 +245,8 @@ def test_a_batch_loss_that_writes_into_its_batch(kind):
         lambda system: recipe(system).state,
         lambda system: dp.pruning.snip(system, density=0.5).masks["weight"],
     ):
-        assert torch.equal(function(system), function(twin))
+        found, right = function(system), function(twin)
+        assert torch.allclose(found, right, rtol=0, atol=1e-12)
         assert torch.equal(x, kept)
 
     def problem(data, batch_loss):
