@@ -21,6 +21,7 @@ from dynprune.core.files import (
     write_atomic,
 )
 from dynprune.core.functional import functional_call
+from dynprune.core.inference import refuse_inference_mode
 from dynprune.core.intervals import mean_interval
 from dynprune.core.names import unknown
 from dynprune.core.outcome import Outcome
@@ -62,6 +63,7 @@ __all__ = [
     "part_of",
     "plain_numbers",
     "process_pool",
+    "refuse_inference_mode",
     "save_tensors",
     "seeded_generators",
     "track",

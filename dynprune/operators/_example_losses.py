@@ -7,11 +7,16 @@ from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from dynprune.core import InvalidInputError, NumericalWarning, isolated
 from dynprune.operators._plan import head
-from dynprune.system import GradientSystem, length
+from dynprune.system import (
+    GradientSystem,
+    flatten_batch,
+    length,
+    map_leaves,
+    tensors_of,
+)
 
 Way = Literal["outputs", "network", "loop"]
 
@@ -177,11 +182,7 @@ def examples(batch: Any) -> int:
         InvalidInputError: If the tensors differ in their first size.
     """
     count = length(batch)
-    shapes = [
-        tuple(leaf.shape)
-        for leaf in pytree.tree_leaves(batch)
-        if isinstance(leaf, Tensor)
-    ]
+    shapes = [tuple(tensor.shape) for tensor in tensors_of(batch)]
     if any(not shape or shape[0] != count for shape in shapes):
         raise InvalidInputError(
             f"Tensors of shapes {shapes} cannot be cut into {count} examples. Each "
@@ -200,23 +201,24 @@ def example(batch: Any, index: int) -> Any:
     Returns:
         The same nest, with tensors of one row.
     """
-    return pytree.tree_map(
+    return map_leaves(
         lambda leaf: leaf[index : index + 1] if isinstance(leaf, Tensor) else leaf,
         batch,
     )
 
 
 def _join(batches: list[Any]) -> Any:
-    flat = [pytree.tree_flatten(batch) for batch in batches]
+    flat = [flatten_batch(batch) for batch in batches]
     joined = [
         torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
         for leaves in zip(*(leaves for leaves, _ in flat), strict=True)
     ]
-    return pytree.tree_unflatten(joined, flat[0][1])
+    rebuild = flat[0][1]
+    return rebuild(joined)
 
 
 def _over_examples(loss: Any, batch: Any) -> Tensor:
-    leaves, spec = pytree.tree_flatten(batch)
+    leaves, rebuild = flatten_batch(batch)
     moving = [isinstance(leaf, Tensor) for leaf in leaves]
 
     def one(*rows: Tensor) -> Tensor:
@@ -225,7 +227,7 @@ def _over_examples(loss: Any, batch: Any) -> Tensor:
             next(given)[None] if yes else leaf
             for leaf, yes in zip(leaves, moving, strict=True)
         ]
-        value: Tensor = loss(pytree.tree_unflatten(filled, spec))
+        value: Tensor = loss(rebuild(filled))
         return value.reshape(())
 
     tensors = [leaf for leaf, yes in zip(leaves, moving, strict=True) if yes]

@@ -150,7 +150,7 @@ def with_penalty(system: GradientSystem, penalty: float) -> GradientSystem:
     """
     if not penalty:
         return system
-    net = copy.deepcopy(system.module)
+    net = system.set_mode_(copy.deepcopy(system.module), training=True)
     values = system.unflatten(system.state)
     own: dict[str, Tensor] = dict(net.named_parameters())
     with torch.no_grad():

@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from dynprune.core import InvalidInputError, derive_seed, generator, isolated
 from dynprune.pruning._scored_net import ScoredNet
-from dynprune.system import GradientSystem, is_resident, length, read
+from dynprune.system import GradientSystem, flatten_batch, is_resident, length, read
 
 
 def drawn(system: GradientSystem, samples: int | None, *, seed: int) -> list[Any]:
@@ -77,7 +76,7 @@ def example_gradients(
 
 
 def _rows(batch: Any) -> Iterator[Any]:
-    leaves, spec = pytree.tree_flatten(batch)
+    leaves, rebuild = flatten_batch(batch)
     count = length(batch)
     shapes = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
     if any(not shape or shape[0] != count for shape in shapes):
@@ -87,10 +86,7 @@ def _rows(batch: Any) -> Iterator[Any]:
             "batch one row per example."
         )
     for index in range(count):
-        yield pytree.tree_unflatten(
-            [
-                leaf[index : index + 1] if isinstance(leaf, Tensor) else leaf
-                for leaf in leaves
-            ],
-            spec,
-        )
+        yield rebuild([
+            leaf[index : index + 1] if isinstance(leaf, Tensor) else leaf
+            for leaf in leaves
+        ])

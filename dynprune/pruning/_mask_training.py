@@ -93,7 +93,7 @@ class MaskTraining:
         self.state = full_state(system, system.state)
         self.state |= plain_values(system) if plain else {}
         self.state |= chosen or {}
-        net = private_copy(system)
+        net = system.set_mode_(private_copy(system), training=True)
         own: dict[str, Tensor] = dict(net.named_parameters())
         with torch.no_grad():
             for name, value in self.state.items():

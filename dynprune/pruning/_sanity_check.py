@@ -167,7 +167,7 @@ def sanity_check(
     judged: list[Evaluation] = []
     for run in runs:
         run.apply_(net)
-        judged.append(evaluate(net, judge, split))
+        judged.append(evaluate(net, judge, split, metric=metric))
     shape = (len(seeds), 1 + len(CONTROLS))
     losses = torch.tensor([one.loss for one in judged], dtype=torch.float64)
     metrics = torch.tensor([one.metric for one in judged], dtype=torch.float64)

@@ -11,7 +11,7 @@ from dynprune.pruning._from_scores import survivors
 from dynprune.pruning._numbers import as_number
 from dynprune.pruning._private_copy import private_copy
 from dynprune.pruning._prunable import check_prunable, check_start
-from dynprune.system import GradientSystem, MeanLoss
+from dynprune.system import GradientSystem, MeanLoss, OnCopies
 
 Mode = Literal["eval", "train"]
 
@@ -45,7 +45,7 @@ class ScoredNet:
             )
         check_prunable(system.prunable)
         self._system = system
-        net = private_copy(system).train(mode == "train")
+        net = system.set_mode_(private_copy(system), training=mode == "train")
         own: dict[str, Tensor] = dict(net.named_parameters())
         for part in own.values():
             part.requires_grad_(False)
@@ -57,7 +57,7 @@ class ScoredNet:
         self._temperature, self._calls = temperature, 0
         if temperature != 1.0:
             net.register_forward_hook(self._divide)
-        self._mean = MeanLoss(net, system.loss_fn, system.batch_loss)
+        self._mean = OnCopies(MeanLoss(net, system.loss_fn, system.batch_loss))
 
     def start(self) -> list[Tensor]:
         """Return the weights as they were before any :meth:`restrict_`.

@@ -11,8 +11,10 @@ from dynprune.system._deep_scalar import deep_scalar
 from dynprune.system._double_well import double_well
 from dynprune.system._exact import ExactSystem, Formulas
 from dynprune.system._gradient_system import GradientSystem
+from dynprune.system._in_place import OnCopies
 from dynprune.system._linear_network import aligned_start, linear_network
 from dynprune.system._mean_loss import BatchLoss, LossFn, MeanLoss
+from dynprune.system._nests import flatten_batch, map_leaves, tensors_of
 from dynprune.system._prunable import is_conv1d, weight_names
 from dynprune.system._quadratic import quadratic
 
@@ -24,15 +26,19 @@ __all__ = [
     "GradientSystem",
     "LossFn",
     "MeanLoss",
+    "OnCopies",
     "aligned_start",
     "check_data",
     "deep_scalar",
     "double_well",
+    "flatten_batch",
     "is_conv1d",
     "is_resident",
     "length",
     "linear_network",
+    "map_leaves",
     "quadratic",
     "read",
+    "tensors_of",
     "weight_names",
 ]

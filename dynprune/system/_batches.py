@@ -6,7 +6,6 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from dynprune.core import (
     InvalidInputError,
@@ -14,6 +13,7 @@ from dynprune.core import (
     isolated,
     seeded_generators,
 )
+from dynprune.system._nests import map_leaves, tensors_of
 
 BatchWeight = Callable[[Any], float]
 _END = object()
@@ -84,7 +84,7 @@ def place(batch: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
             return leaf.to(device=device, dtype=dtype)
         return leaf.to(device=device)
 
-    return pytree.tree_map(move, batch)
+    return map_leaves(move, batch)
 
 
 def length(batch: Any) -> int:
@@ -101,13 +101,13 @@ def length(batch: Any) -> int:
     Raises:
         InvalidInputError: If there is no tensor with a first dimension.
     """
-    leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-    if not leaves or leaves[-1].ndim == 0:
+    tensors = tensors_of(batch)
+    if not tensors or tensors[-1].ndim == 0:
         raise InvalidInputError(
             f"A batch of type {type(batch).__name__} holds no tensor with a first "
             "dimension to count examples by. Pass batch_weight=lambda batch: ..."
         )
-    return len(leaves[-1])
+    return len(tensors[-1])
 
 
 def read(

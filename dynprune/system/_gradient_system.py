@@ -14,6 +14,7 @@ from dynprune.core import (
     NumericalWarning,
     functional_call,
     isolated,
+    refuse_inference_mode,
 )
 from dynprune.system._arguments import (
     check_arguments,
@@ -23,6 +24,12 @@ from dynprune.system._arguments import (
 )
 from dynprune.system._batches import BatchWeight, check_data, is_resident, length, read
 from dynprune.system._checks import check_loss
+from dynprune.system._in_place import (
+    OnCopies,
+    batch_loss_on_copies,
+    give_copies_,
+    loss_on_copies,
+)
 from dynprune.system._mean_loss import BatchLoss, LossFn, MeanLoss, call
 from dynprune.system._probe import MOST_PROBED, probe
 from dynprune.system._prunable import computed_weights, prunable_weights
@@ -68,6 +75,13 @@ class GradientSystem:
     The user's model is never changed: a private copy in eval mode is evaluated with
     the parameters passed in. ``state`` and ``buffers`` read the user's model as it is
     now; frozen parameters are those of the moment the system was made.
+    The data are not changed either: a network or loss that writes into its batch
+    (``x.sub_(1)``, a first layer with ``inplace=True``) gets copies of it.
+
+    Train mode, for training and scoring, is that of the user: modules of a model in
+    train mode that were in eval mode when the system was made (a frozen batch norm) are
+    ``kept_in_eval``. A model in eval mode says nothing of its modules: all of it is put
+    in train mode.
 
     With a process group each rank passes its own shard of the data, of any length: W
     and L count the examples of all ranks, the l2 term counts once, and ``loss``,
@@ -98,7 +112,8 @@ class GradientSystem:
         InvalidInputError: For data that can be read only once, a loss that is not a
             finite mean over examples, no trainable parameter, parameters on several
             devices or of several dtypes, lazy ones, weights that hooks compute
-            (``torch.nn.utils.prune``), or ranks that differ.
+            (``torch.nn.utils.prune``), inside ``torch.inference_mode()``, or ranks
+            that differ.
 
     Warns:
         NumericalWarning: If a ``batch_loss`` without ``batch_weight`` cannot be
@@ -135,6 +150,7 @@ class GradientSystem:
     ) -> None:
         self._ranks = Ranks.of(process_group, model)
         with self._ranks.together(lambda: self._signature(self.state)):
+            refuse_inference_mode("A system")
             check_arguments(model, loss_fn, batch_loss, l2, microbatch)
             self.model = model
             self.loss_fn = loss_fn
@@ -142,6 +158,7 @@ class GradientSystem:
             self.batch_weight = batch_weight
             self.microbatch = microbatch
             self.l2 = float(l2)
+            self.kept_in_eval = _kept_in_eval(model)
             self._loss = MeanLoss(copy.deepcopy(model).eval(), loss_fn, batch_loss)
             self._masks = own_masks(mask)
             self._selected = select(model, parameters)
@@ -173,21 +190,43 @@ class GradientSystem:
                 "drop_last may drop all of a small data set)."
             )
         named = self.unflatten(self.state)
+
+        def mean(batch: Any) -> Tensor:
+            if own:
+                value: Tensor = self._loss(batch)
+                return value
+            return self.batch_mean(named, self.buffers, batch)
+
+        looked = OnCopies(mean)
         with isolated(0):
             check_loss(
-                self._loss
-                if own
-                else lambda batch: self.batch_mean(named, self.buffers, batch),
+                looked,
                 first,
                 steady=lambda: not any(part.training for part in self.module.modules()),
                 weight=self.weight,
                 by_batch=self.batch_loss is not None,
                 weighed=self.batch_weight is not None,
             )
+            if looked.writes:
+                self._protect(mean, first)
         self.module.eval()
         self._layout = layout(first, shapes=self.batch_loss is None)
         if self._ranks.group is not None:
             self._examples = self._own_weight()
+
+    def _protect(self, mean: Callable[[Any], Tensor], batch: Any) -> None:
+        # the network writes into its input, or else the loss into the batch
+        give_copies_(self.module)
+        looked = OnCopies(mean)
+        with torch.no_grad():
+            looked(batch)
+        if not looked.writes:
+            return
+        if self.batch_loss is not None:
+            self.batch_loss = batch_loss_on_copies(self.batch_loss)
+        elif self.loss_fn is not None:
+            self.loss_fn = loss_on_copies(self.loss_fn)
+        self._loss = MeanLoss(self.module, self.loss_fn, self.batch_loss)
 
     def _count(self) -> None:
         # now, when every rank is here: reading ``examples`` later is no collective
@@ -217,6 +256,21 @@ class GradientSystem:
     def module(self) -> nn.Module:
         """The private copy of the model, in eval mode; not to be changed."""
         return self._loss.net
+
+    def set_mode_(self, net: nn.Module, *, training: bool) -> nn.Module:
+        """Put a copy of the module in train or in eval mode, in place.
+
+        Args:
+            net: A copy of :attr:`module`.
+            training: Whether in train mode, but for what is ``kept_in_eval``.
+
+        Returns:
+            The copy itself.
+        """
+        net.train(training)
+        for name in self.kept_in_eval:
+            net.get_submodule(name).training = False
+        return net
 
     @property
     def prunable(self) -> tuple[str, ...]:
@@ -412,7 +466,7 @@ class GradientSystem:
         return data_loss + 0.5 * self.l2 * theta.dot(theta)
 
     def gradient(self, state: Tensor | None = None, *, seed: int = 0) -> Tensor:
-        """Return ∇L at a state.
+        """Return ∇L at a state, inside ``torch.no_grad()`` as outside it.
 
         Args:
             state: Coordinates, shape ``(P,)``; the system's own by default.
@@ -420,12 +474,15 @@ class GradientSystem:
                 on a deterministic system.
 
         Returns:
-            Loss per parameter, shape ``(P,)``.
+            Loss per parameter, shape ``(P,)``, without graph.
+
+        Raises:
+            InvalidInputError: Inside ``torch.inference_mode()``.
 
         Cost:
             One gradient; over several ranks one all-reduce of P numbers, and a small
             exchange to see that they are at the same state.
-        """
+        """  # noqa: DOC502 - raised by gradient_with
         return self.gradient_with(self.buffers, self._shared(state), seed=seed)
 
     def gradient_with(
@@ -440,11 +497,15 @@ class GradientSystem:
 
         Returns:
             Loss per parameter, shape ``(P,)``.
-        """
+
+        Raises:
+            InvalidInputError: Inside ``torch.inference_mode()``.
+        """  # noqa: DOC502 - raised by the part
 
         def part() -> Tensor:
+            refuse_inference_mode("A gradient")
             total = self.own_l2 * theta
-            with isolated(seed):
+            with isolated(seed), torch.enable_grad():
                 for batch in self.batches(seed=seed):
                     leaf = theta.clone().requires_grad_()
                     value = self.batch_mean(self.unflatten(leaf), buffers, batch)
@@ -465,9 +526,12 @@ class GradientSystem:
         Returns:
             Minus the gradient, shape ``(P,)``.
 
+        Raises:
+            InvalidInputError: Inside ``torch.inference_mode()``.
+
         Cost:
             One gradient.
-        """
+        """  # noqa: DOC502 - raised by gradient_with
         return -self.gradient(state)
 
     def flow(
@@ -653,7 +717,8 @@ class GradientSystem:
 
         Raises:
             NotDeterministicError: If two passes differ; the message names the culprit.
-            InvalidInputError: If the gradient is not finite, or the ranks differ.
+            InvalidInputError: If the gradient is not finite, or the ranks differ, or
+                inside ``torch.inference_mode()``.
 
         Cost:
             At the first call two gradients, of at most 8 examples where the data are
@@ -661,6 +726,7 @@ class GradientSystem:
             small exchange each time.
         """  # noqa: DOC502 - raised by the parts
         with self._ranks.together(lambda: self._signature(self._at(state))):
+            refuse_inference_mode("A Hessian or flow")
             self._at(state)
             if not self._deterministic:
                 probe(self._sample())
@@ -742,3 +808,9 @@ class GradientSystem:
         kind = type(self.module).__name__
         ranks = "" if self._ranks.group is None else f", {self._ranks.count} ranks"
         return f"GradientSystem({kind}, P={self.size}, {self.dtype}{masked}{ranks})"
+
+
+def _kept_in_eval(model: nn.Module) -> tuple[str, ...]:
+    if not model.training:
+        return ()
+    return tuple(name for name, part in model.named_modules() if not part.training)

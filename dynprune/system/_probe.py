@@ -1,13 +1,13 @@
 """The determinism probe: two passes must agree, or the culprit is named."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from dynprune.core import InvalidInputError, NotDeterministicError
+from dynprune.system._nests import tensors_of
 
 if TYPE_CHECKING:
     from dynprune.system._gradient_system import GradientSystem
@@ -104,8 +104,7 @@ def _data_moved(system: "GradientSystem") -> bool:
 def _fingerprint(system: "GradientSystem", *, seed: int) -> list[tuple[float, ...]]:
     rows: list[tuple[float, ...]] = []
     for batch in system.batches(seed=seed):
-        leaves: list[Any] = pytree.tree_leaves(batch)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
+        tensors = [tensor for tensor in tensors_of(batch) if tensor.ndim]
         for row in range(len(tensors[-1])) if tensors else ():
             rows.append(
                 tuple(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynprune._version import __version__
+from dynprune.system._nests import as_plain
 
 if TYPE_CHECKING:
     from dynprune.system._gradient_system import GradientSystem
@@ -87,7 +88,7 @@ def layout(batch: Any, *, shapes: bool) -> str:
         sizes = list(map(str, leaf.shape[1:])) if shapes else ["·"] * (leaf.ndim - 1)
         return f"{kind} ({', '.join(['N', *sizes][: leaf.ndim])})"
 
-    leaves = pytree.tree_flatten_with_path(batch)[0]
+    leaves = pytree.tree_flatten_with_path(as_plain(batch))[0]
     return ", ".join(f"{pytree.keystr(path)} {one(leaf)}" for path, leaf in leaves)
 
 

@@ -1,8 +1,10 @@
 """Mean loss and metric over a split."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from dynprune.system import (
     BatchLoss,
     BatchWeight,
     LossFn,
+    OnCopies,
     check_data,
     length,
     read,
@@ -87,6 +90,10 @@ def evaluate(
     with :math:`w_b` the weight of batch b. The mean is exact whatever the batch sizes
     are; the l2 term of a system is not part of it.
 
+    The metric is of outputs and targets, which only batches (x, y) have. Of other
+    batches there is none: one that was chosen, here or in the problem, is refused, and
+    the default of the problem's class (accuracy) is NaN.
+
     Args:
         model_or_state: A module, whose mode, buffers and parameters stay as they
             were; or a :class:`Run`; or coordinates ``(P,)`` or named tensors, for
@@ -102,12 +109,14 @@ def evaluate(
         coordinates: Of a state on a masked system: pass ``system.coordinates``.
 
     Returns:
-        The mean loss, the mean metric (NaN without one) and the examples.
+        The mean loss, the mean metric (NaN without one, or where the default metric of
+        a problem meets a batch that is no (x, y)) and the examples.
 
     Raises:
         InvalidInputError: If a state comes without a problem, a loss is missing, the
-            split is empty, names and shapes do not fit the model, or parameters are
-            missing (those that ``parameters=`` of a system left out).
+            split is empty, names and shapes do not fit the model, parameters are
+            missing (those that ``parameters=`` of a system left out), or a metric was
+            chosen and a batch is no pair (x, y).
 
     Cost:
         One forward pass over the split, 10,000 resident examples at a time.
@@ -124,13 +133,15 @@ def evaluate(
     data = problem_or_data if problem is None else problem.split(split)
     check_data(data)
     loss_fn = loss_fn or (None if problem is None else problem.loss_fn)
-    metric = metric or (None if problem is None else problem.metric)
+    given, metric = metric, metric or (None if problem is None else problem.metric)
     batch_loss = None if problem is None else problem.batch_loss
     weigh = None if problem is None else problem.batch_weight
     if loss_fn is None and batch_loss is None:
         raise InvalidInputError("Plain data were given without a loss. Pass loss_fn=.")
     model = _model(model_or_state, problem, buffers, coordinates)
     place = next(model.parameters(), torch.zeros(0))
+    chosen = given is not None or not _is_default(metric, problem)
+    measure = _Measure(model, loss_fn, batch_loss, metric, chosen=chosen)
     losses, weights, values, count = [], [], [], 0
     with (
         torch.no_grad(),
@@ -141,7 +152,7 @@ def evaluate(
         for batch in read(
             data, dtype=place.dtype, device=place.device, microbatch=_AT_ONCE
         ):
-            loss, found = _measure(model, batch, loss_fn, batch_loss, metric)
+            loss, found = measure(batch)
             losses.append(loss.reshape(()).double())
             weights.append(float(length(batch) if weigh is None else weigh(batch)))
             if found is not None:
@@ -150,11 +161,11 @@ def evaluate(
                 values.append(found.double().sum() * (length(batch) if scalar else 1))
     if not losses:
         raise InvalidInputError(f"The split {split!r} holds no batch. Pass some data.")
-    total = sum(weights)
+    total, whole = sum(weights), count and len(values) == len(losses)
     share = torch.tensor(weights, dtype=torch.float64) / total
     return Evaluation(
         loss=float(torch.stack(losses).cpu().dot(share)),
-        metric=float(torch.stack(values).sum()) / count if count else float("nan"),
+        metric=float(torch.stack(values).sum()) / count if whole else float("nan"),
         examples=total,
         provenance=Provenance(
             made_by="training.evaluate",
@@ -166,29 +177,96 @@ def evaluate(
     )
 
 
-def _measure(
-    model: nn.Module,
-    batch: Any,
-    loss_fn: LossFn | None,
-    batch_loss: BatchLoss | None,
-    metric: Metric | None,
-) -> tuple[Tensor, Tensor | None]:
-    pair = isinstance(batch, tuple | list) and len(batch) == 2
-    if batch_loss is not None:
-        loss = batch_loss(model, batch)
-        outputs = model(batch[0]) if pair and metric is not None else None
-    else:
-        if not pair:
+@final
+class _Measure:
+    """Measure one batch: none of the user's functions writes into the data.
+
+    Args:
+        model: The network, in eval mode.
+        loss_fn: Mean loss of outputs and targets, or None with ``batch_loss``.
+        batch_loss: Mean loss of a network on a batch, or None.
+        metric: Values per example, or None.
+        chosen: Whether the metric is refused for a batch that cannot have it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn | None,
+        batch_loss: BatchLoss | None,
+        metric: Metric | None,
+        *,
+        chosen: bool,
+    ) -> None:
+        self._model, self._loss_fn, self._metric = model, loss_fn, metric
+        self._chosen = chosen
+        self._apart = (
+            None
+            if batch_loss is None
+            else OnCopies(functools.partial(batch_loss, model))
+        )
+        self._outputs: OnCopies[Any] = OnCopies(model)
+        self._together = OnCopies(self._loss_and_outputs)
+        self._values = OnCopies(self._metric_of)
+
+    def __call__(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Measure a batch.
+
+        Args:
+            batch: Any batch.
+
+        Returns:
+            Its mean loss, and the metric where there is one.
+
+        Raises:
+            InvalidInputError: If it is no pair, and a metric was chosen or there is no
+                ``batch_loss``.
+        """  # noqa: DOC502 - raised by the parts
+        if self._apart is None:
+            loss, outputs = self._together(batch)
+            if self._metric is None:
+                return loss, None
+        else:
+            if not self._has_metric(batch):
+                return self._apart(batch), None
+            loss, outputs = self._apart(batch), self._outputs(batch[0])
+        return loss, torch.as_tensor(self._values(batch[1], outputs=outputs))
+
+    def _has_metric(self, batch: Any) -> bool:
+        if self._metric is None or _is_pair(batch):
+            return self._metric is not None
+        if not self._chosen:
+            return False
+        raise InvalidInputError(
+            f"A metric was asked of a batch of type {type(batch).__name__}, which is "
+            "not a pair (x, y) and has no outputs and targets to compare. Pass batches "
+            "(x, y), or no metric (a Problem: metric=None), which leaves the loss."
+        )
+
+    def _loss_and_outputs(self, batch: Any) -> tuple[Tensor, Any]:
+        if not _is_pair(batch):
             raise InvalidInputError(
                 f"A batch of type {type(batch).__name__} is not a pair (x, y). Give "
                 "the problem a batch_loss for other batches."
             )
-        assert loss_fn is not None
-        outputs = model(batch[0])
-        loss = loss_fn(outputs, batch[1])
-    if metric is None or not pair:
-        return loss, None
-    return loss, torch.as_tensor(metric(outputs, batch[1]))
+        assert self._loss_fn is not None
+        outputs = self._model(batch[0])
+        return self._loss_fn(outputs, batch[1]), outputs
+
+    def _metric_of(self, targets: Any, *, outputs: Any) -> Tensor:
+        assert self._metric is not None
+        return self._metric(outputs, targets)
+
+
+def _is_pair(batch: Any) -> bool:
+    return isinstance(batch, tuple | list) and len(batch) == 2
+
+
+def _is_default(metric: Metric | None, problem: object) -> bool:
+    return dataclasses.is_dataclass(problem) and any(
+        field.name == "metric" and field.default is metric
+        for field in dataclasses.fields(problem)
+    )
 
 
 def _model(

@@ -6,7 +6,14 @@ from typing import Any
 from torch import nn
 
 from dynprune.core import InvalidInputError, isolated
-from dynprune.system import GradientSystem, MeanLoss, check_data, is_resident, read
+from dynprune.system import (
+    GradientSystem,
+    MeanLoss,
+    OnCopies,
+    check_data,
+    is_resident,
+    read,
+)
 
 
 def check_lone(
@@ -47,7 +54,7 @@ def check_lone(
     met = batch_size == 1 or start // per_epoch < stop // per_epoch
     if count - (per_epoch - 1) * batch_size != 1 or not met:
         return
-    net = copy.deepcopy(system.module).train(training)
+    net = system.set_mode_(copy.deepcopy(system.module), training=training)
     if not any(_of_batch(part) for part in net.modules()):
         return
     first = data[0][:1], data[1][:1]
@@ -56,7 +63,7 @@ def check_lone(
             for batch in read(
                 first, dtype=system.dtype, device=system.device, microbatch=None
             ):
-                MeanLoss(net, system.loss_fn, system.batch_loss)(batch)
+                OnCopies(MeanLoss(net, system.loss_fn, system.batch_loss))(batch)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

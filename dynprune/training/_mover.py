@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from dynprune.core import InvalidInputError, plain_numbers
-from dynprune.system import GradientSystem
+from dynprune.core import InvalidInputError, plain_numbers, refuse_inference_mode
+from dynprune.system import GradientSystem, OnCopies
 from dynprune.training._captured import Captured
 
 OptimizerFactory = Callable[[list[Tensor]], Optimizer]
@@ -32,13 +32,14 @@ class Mover:
         system: Where to start from; it and its model are not changed.
         optimizer: Makes the optimiser of the copy's parameters.
         schedule: Makes the scheduler of the optimiser, or None.
-        training: Whether the copy is in train mode.
+        training: Whether the copy is in train mode, but for what the system says is
+            ``kept_in_eval``.
         step: Optimiser steps that the schedule has behind it.
         capture: Whether to replay loss and gradient as one CUDA graph.
 
     Raises:
         InvalidInputError: If the factories do not return what they should, or capture
-            is asked of a CPU.
+            is asked of a CPU, or inside ``torch.inference_mode()``.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class Mover:
         step: int,
         capture: bool = False,
     ) -> None:
+        refuse_inference_mode("Training")
         self.coordinates = system.coordinates
         self.device = system.device
         self._l2 = system.l2
-        self.net = copy.deepcopy(system.module).train(training)
+        self.net = system.set_mode_(copy.deepcopy(system.module), training=training)
+        self._kept_in_eval = list(system.kept_in_eval) if training else []
         own: dict[str, Tensor] = dict(self.net.named_parameters())
         for parameter in own.values():
             parameter.requires_grad_(False)
@@ -63,7 +66,7 @@ class Mover:
         for parameter in self.parameters:
             parameter.requires_grad_()
         self.load(system.state, system.buffers)
-        self._mean = _mean_loss(self.net, system)
+        self._mean = OnCopies(_mean_loss(self.net, system))
         self._gradient = self._backward
         if capture:
             self._gradient = Captured(
@@ -173,12 +176,14 @@ class Mover:
 
     def describe(self) -> dict[str, Any]:
         """Return plain values of how it moves, before the first step."""
-        return {
+        made = {
             "optimizer": type(self.optimizer).__name__,
             "hyperparameters": self._hyperparameters,
             "schedule": self._schedule,
             "l2": self._l2,
         }
+        kept = self._kept_in_eval
+        return made | ({"kept_in_eval": kept} if kept else {})
 
     def state(self) -> Tensor:
         """Return the coordinates now, a new vector of shape ``(P,)``."""
@@ -219,6 +224,7 @@ class Mover:
                 weight.grad.mul_(mask)
         return value
 
+    @torch.enable_grad()
     def _backward(self, batch: Any) -> Tensor:
         for parameter in self.parameters:
             parameter.grad = None

@@ -48,7 +48,10 @@ class Recipe:
         steps: Optimiser steps of the whole run.
         batch_size: Examples per batch of resident data; a loader brings its own.
         schedule: Makes the scheduler of the optimiser, stepped once per step.
-        mode: Whether the network is in train or eval mode.
+        mode: Whether the network is in train or eval mode. Train mode leaves in eval
+            mode what the user does: modules in eval mode (a frozen batch norm, a
+            dropout) of a model that was in train mode when the system was made. Of a
+            model in eval mode nothing is known, and all of it is put in train mode.
         data: What to train on if not the system's data.
         capture: Whether a GPU replays loss and gradient as one CUDA graph.
 

@@ -266,6 +266,7 @@ def _traits(system: GradientSystem) -> dict[str, object]:
         "dtype": system.dtype,
         "device": system.device,
         "l2": system.l2,
+        "modules kept in eval mode": system.kept_in_eval,
     }
 
 

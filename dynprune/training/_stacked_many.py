@@ -104,7 +104,7 @@ def train_many(
             asked: other architectures or losses, optimisers that mix the entries of a
             tensor or come with hooks, a step or a state of their own, layers that
             ``torch.func.vmap`` cannot batch, loaders read in several orders at once,
-            processes on a GPU.
+            processes on a GPU, anything inside ``torch.inference_mode()``.
         ConvergenceError: If a loss is NaN or infinite; carries that run so far.
 
     Cost:

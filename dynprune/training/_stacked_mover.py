@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from dynprune.core import functional_call
-from dynprune.system import GradientSystem, MeanLoss
+from dynprune.system import GradientSystem, MeanLoss, OnCopies
 from dynprune.training._captured import Captured
 from dynprune.training._mover import Mover, OptimizerFactory, Schedule
 from dynprune.training._stacked_chain import Losses, Values, chain_losses
@@ -37,7 +37,7 @@ class StackedMover:
     Raises:
         InvalidInputError: If the factories do not return what they should, or an
             optimiser that mixes the entries of its tensors, or capture is asked of a
-            CPU.
+            CPU, or inside ``torch.inference_mode()``.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class StackedMover:
             dict(zip(self._one.parameters, self.parameters, strict=True)),
         )
         self._values = self._named | self._fixed | self._buffers
-        self._losses = chain_losses(
+        losses = chain_losses(
             self.net,
             first.loss_fn if first.batch_loss is None else None,
             runs=len(systems),
@@ -87,6 +87,7 @@ class StackedMover:
         ) or _vmapped(
             MeanLoss(self.net, first.loss_fn, first.batch_loss), own=own, noise=noise
         )
+        self._losses = OnCopies(lambda batch: losses(self._values, batch))
         self._gradient = self._backward
         if capture:
             self._gradient = Captured(
@@ -130,10 +131,11 @@ class StackedMover:
                 slope.mul_(mask)
         return values
 
+    @torch.enable_grad()
     def _backward(self, batch: Any) -> Tensor:
         for parameter in self.parameters:
             parameter.grad = None
-        losses: Tensor = self._losses(self._values, batch)
+        losses = self._losses(batch)
         losses.sum().backward()
         values = losses.detach()
         return self._add_l2(values) if self._l2 else values

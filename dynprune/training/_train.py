@@ -91,7 +91,8 @@ def train(
         steps: Optimiser steps of the whole run; give this or ``epochs``.
         epochs: Passes over the data of the whole run.
         data: Train on these instead of the system's data, e.g. an augmenting loader.
-        mode: Whether the network is in train mode (batch norm, dropout) or eval mode.
+        mode: Whether the network is in train mode (batch norm, dropout) or eval mode;
+            in train mode, what the system says is ``kept_in_eval`` stays in eval mode.
         schedule: Makes a learning-rate scheduler of the optimiser; stepped once per
             optimiser step.
         batch_size: Examples per batch of resident ``(x, y)`` tensors, 64 by default;
@@ -126,9 +127,9 @@ def train(
     Raises:
         InvalidInputError: For contradictory arguments, factories that return no
             optimiser or scheduler, a batch of one example that batch norm cannot
-            take, ``capture`` on a CPU or of a step that cannot be recorded, or a
-            checkpoint that is truncated or of another run; the message says which
-            arguments differ.
+            take, ``capture`` on a CPU or of a step that cannot be recorded, a
+            checkpoint that is truncated or of another run (the message says which
+            arguments differ), or inside ``torch.inference_mode()``.
         ConvergenceError: If a loss is NaN or infinite; it names step, epoch and
             batch, and carries the run so far.
 

@@ -39,6 +39,25 @@ def one_each(_batch):
     return 1.0
 
 
+# -- a loss of rounding only ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1.0, 1e-3, 10.0])
+def test_a_perfect_fit_makes_a_system(dtype, size):
+    net = small(nn.Tanh).to(dtype)
+    for n in range(5, 20):
+        x = size * data(n, seed=n)[0].to(dtype)
+        system = GradientSystem(net, MSE, (x, net(x).detach()))
+        assert float(system.loss()) < torch.finfo(dtype).eps ** 1.5
+
+
+def test_a_small_sum_is_no_mean():
+    x, y = data()
+    with pytest.raises(InvalidInputError, match="not a mean over examples"):
+        GradientSystem(small(), lambda out, y: 1e-8 * MSE(out, y) * len(y), (x, y))
+
+
 # -- weights that hooks compute -------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import dynprune as dp
 from dynprune.core import InvalidInputError, isolated
 from dynprune.system import GradientSystem
-from dynprune.training import evaluate, train
+from dynprune.training import Recipe, evaluate, train
 
 Data = tuple[Tensor, Tensor]
 
@@ -143,7 +144,71 @@ def test_other_batches_are_weighted_by_the_problem(toy: Toy, data: Data) -> None
     )
     assert found.loss == pytest.approx(evaluate(toy.model(0), toy).loss, rel=1e-13)
     assert found.examples == 220
-    assert found.metric != found.metric  # no outputs to measure
+    assert found.metric != found.metric  # nobody chose it, and there are no outputs
+
+
+def other_batches(data: Data) -> list[dict[str, Tensor]]:
+    x, y = data
+    return [{"x": x[:4], "y": y[:4]}, {"x": x[4:], "y": y[4:]}]
+
+
+def loss_of_other(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return nn.functional.mse_loss(model(batch["x"]), batch["y"])
+
+
+def far(outputs: Tensor, targets: Tensor) -> Tensor:
+    return 1.0 - close(outputs, targets)
+
+
+@pytest.mark.parametrize("chosen", ["argument", "problem"])
+def test_a_metric_that_a_batch_cannot_have_is_refused(
+    toy: Toy, data: Data, chosen: str
+) -> None:
+    batches = other_batches(data)
+    own = far if chosen == "problem" else None
+    problem = Toy(toy.make, batches, loss_fn=None, metric=own, batch_loss=loss_of_other)
+    metric = far if chosen == "argument" else None
+    with pytest.raises(InvalidInputError, match=r"metric.*type dict.*metric=None"):
+        evaluate(toy.model(0), problem, metric=metric)
+    given = {"metric": close} if chosen == "argument" else {}
+    mixed = replace(problem, data=[data, *batches], batch_loss=loss_of_any)
+    with pytest.raises(InvalidInputError, match=r"metric.*type dict.*metric=None"):
+        evaluate(toy.model(0), mixed, **given)
+
+
+def test_a_mean_over_some_batches_only_is_no_metric(toy: Toy, data: Data) -> None:
+    mixed = Toy(
+        toy.make,
+        [data, *other_batches(data)],
+        loss_fn=None,
+        batch_loss=loss_of_any,
+    )
+    found = evaluate(toy.model(0), mixed)
+    assert found.examples == 44
+    assert found.metric != found.metric
+
+
+def loss_of_any(model: nn.Module, batch: Any) -> Tensor:
+    x, y = (batch["x"], batch["y"]) if isinstance(batch, dict) else batch
+    return nn.functional.mse_loss(model(x), y)
+
+
+def test_a_sanity_check_does_not_lose_a_metric(toy: Toy, data: Data) -> None:
+    net = nn.Linear(3, 1, bias=False).double()
+    batches = other_batches(data)
+    system = dp.GradientSystem(net, None, batches, batch_loss=loss_of_other)
+    ticket = dp.pruning.magnitude(system, density=0.5)
+    with pytest.raises(InvalidInputError, match=r"metric.*type dict.*metric=None"):
+        dp.pruning.sanity_check(
+            ticket,
+            system,
+            train=Recipe(lambda params: torch.optim.SGD(params, lr=0.1), steps=1),
+            held_out=batches,
+            make_model=lambda _seed: nn.Linear(3, 1, bias=False).double(),
+            metric=close,
+            seeds=(0, 1),
+            how="serial",
+        )
 
 
 def test_a_metric_per_token_is_a_mean_over_tokens() -> None:
