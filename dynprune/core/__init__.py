@@ -24,6 +24,7 @@ from dynprune.core.functional import functional_call
 from dynprune.core.inference import refuse_inference_mode
 from dynprune.core.intervals import mean_interval
 from dynprune.core.names import unknown
+from dynprune.core.nests import as_plain, flatten_batch, map_leaves, tensors_of
 from dynprune.core.outcome import Outcome
 from dynprune.core.processes import process_pool
 from dynprune.core.progress import track
@@ -51,14 +52,17 @@ __all__ = [
     "Square",
     "Values",
     "Vector",
+    "as_plain",
     "cite",
     "derive_seed",
+    "flatten_batch",
     "functional_call",
     "generator",
     "isolated",
     "join_parts",
     "load_result",
     "load_tensors",
+    "map_leaves",
     "mean_interval",
     "part_of",
     "plain_numbers",
@@ -66,6 +70,7 @@ __all__ = [
     "refuse_inference_mode",
     "save_tensors",
     "seeded_generators",
+    "tensors_of",
     "track",
     "unknown",
     "whole",

@@ -8,14 +8,18 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from dynprune.core import InvalidInputError, NumericalWarning, isolated
+from dynprune.core import (
+    InvalidInputError,
+    NumericalWarning,
+    flatten_batch,
+    isolated,
+    map_leaves,
+    tensors_of,
+)
 from dynprune.operators._plan import head
 from dynprune.system import (
     GradientSystem,
-    flatten_batch,
     length,
-    map_leaves,
-    tensors_of,
 )
 
 Way = Literal["outputs", "network", "loop"]

@@ -6,9 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynprune.core import InvalidInputError, derive_seed, generator, isolated
+from dynprune.core import (
+    InvalidInputError,
+    derive_seed,
+    flatten_batch,
+    generator,
+    isolated,
+)
 from dynprune.pruning._scored_net import ScoredNet
-from dynprune.system import GradientSystem, flatten_batch, is_resident, length, read
+from dynprune.system import GradientSystem, is_resident, length, read
 
 
 def drawn(system: GradientSystem, samples: int | None, *, seed: int) -> list[Any]:

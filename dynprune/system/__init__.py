@@ -14,7 +14,6 @@ from dynprune.system._gradient_system import GradientSystem
 from dynprune.system._in_place import OnCopies
 from dynprune.system._linear_network import aligned_start, linear_network
 from dynprune.system._mean_loss import BatchLoss, LossFn, MeanLoss
-from dynprune.system._nests import flatten_batch, map_leaves, tensors_of
 from dynprune.system._prunable import is_conv1d, weight_names
 from dynprune.system._quadratic import quadratic
 
@@ -31,14 +30,11 @@ __all__ = [
     "check_data",
     "deep_scalar",
     "double_well",
-    "flatten_batch",
     "is_conv1d",
     "is_resident",
     "length",
     "linear_network",
-    "map_leaves",
     "quadratic",
     "read",
-    "tensors_of",
     "weight_names",
 ]

@@ -11,9 +11,10 @@ from dynprune.core import (
     InvalidInputError,
     derive_seed,
     isolated,
+    map_leaves,
     seeded_generators,
+    tensors_of,
 )
-from dynprune.system._nests import map_leaves, tensors_of
 
 BatchWeight = Callable[[Any], float]
 _END = object()

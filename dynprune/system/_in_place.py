@@ -7,8 +7,8 @@ from typing import Any, Generic, TypeVar, final
 import torch
 from torch import Tensor, nn
 
+from dynprune.core import map_leaves, tensors_of
 from dynprune.system._mean_loss import BatchLoss, LossFn
-from dynprune.system._nests import map_leaves, tensors_of
 
 R = TypeVar("R")
 

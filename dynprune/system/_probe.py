@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from dynprune.core import InvalidInputError, NotDeterministicError
-from dynprune.system._nests import tensors_of
+from dynprune.core import InvalidInputError, NotDeterministicError, tensors_of
 
 if TYPE_CHECKING:
     from dynprune.system._gradient_system import GradientSystem

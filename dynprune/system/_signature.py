@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynprune._version import __version__
-from dynprune.system._nests import as_plain
+from dynprune.core import as_plain
 
 if TYPE_CHECKING:
     from dynprune.system._gradient_system import GradientSystem

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from dynprune.core import InvalidInputError, isolated, seeded_generators, unknown
+from dynprune.core import (
+    InvalidInputError,
+    as_plain,
+    isolated,
+    seeded_generators,
+    unknown,
+)
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 SPLITS = ("train", "validation", "test")
@@ -278,7 +284,7 @@ def _name_of(part: object) -> str:
 
 
 def _hash_batch(digest: Any, batch: Any) -> None:
-    leaves, structure = pytree.tree_flatten(batch)
+    leaves, structure = pytree.tree_flatten(as_plain(batch))
     digest.update(str(structure).encode())
     for leaf in leaves:
         if isinstance(leaf, Tensor):

@@ -7,18 +7,18 @@ from typing import Any, Literal, final, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import _pytree as pytree
 
 from dynprune.core import (
     Cost,
     InvalidInputError,
     Provenance,
+    flatten_batch,
     isolated,
     track,
     unknown,
     whole,
 )
-from dynprune.system import length, read
+from dynprune.system import OnCopies, length, read
 from dynprune.tickets._ticket import Ticket
 from dynprune.training import ProblemLike, Run, check_whole, evaluate
 
@@ -323,13 +323,13 @@ def _reestimate(model: nn.Module, problem: Any) -> None:
     for norm in norms:
         norm.reset_running_stats()
     model.train()
-    seen = 0
+    call, seen = OnCopies(model), 0
     with isolated(0):
         for batch in _joined(batches):
             seen += length(batch)
             for norm in norms:  # so that every example counts as much as any other
                 norm.momentum = length(batch) / seen
-            model(batch[0] if isinstance(batch, tuple | list) else batch)
+            call(batch[0] if isinstance(batch, tuple | list) else batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()
@@ -345,7 +345,9 @@ def _joined(batches: Iterable[Any]) -> Iterator[Any]:
             yield held
             held = batch
         else:
-            held = pytree.tree_map(lambda *parts: torch.cat(parts), held, batch)
+            leaves, rebuild = flatten_batch(held)
+            pairs = zip(leaves, flatten_batch(batch)[0], strict=True)
+            held = rebuild([torch.cat(pair) for pair in pairs])
     if held is not None:
         yield held
 

@@ -1,4 +1,5 @@
 import dataclasses
+from collections import UserDict
 
 import pytest
 import torch
@@ -183,3 +184,15 @@ def test_a_changed_source_of_the_users_functions_changes_the_fingerprint(
     assert write("cross_entropy(outputs, targets)") == first
     assert write("2 * cross_entropy(outputs, targets)") != first
     sys.modules.pop("edited_loss", None)
+
+
+def test_fingerprints_see_into_mappings_that_torch_does_not_know():
+    # the middle of a long tensor is not in its repr
+    long = torch.zeros(4, 2000)
+    other = long.clone()
+    other[2, 1000] = 1.0
+    prints = [
+        toy(train=[UserDict(x=x, y=torch.zeros(4))]).fingerprint()
+        for x in (long, other, long.clone())
+    ]
+    assert prints[0] == prints[2] != prints[1]

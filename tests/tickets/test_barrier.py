@@ -280,3 +280,29 @@ def test_every_example_counts_alike_when_statistics_are_measured_again(
     var = sum(w * part.var(0) for w, part in zip(shares, parts, strict=True))
     expected = ((x - x.mean(0)) ** 2 / (var + 1e-5)).mean()
     assert found.losses.tolist() == pytest.approx([float(expected)] * 3, rel=1e-4)
+
+
+class Centring(nn.Module):
+    """Batch norm behind a layer that writes into its input."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.norm, self.head = nn.BatchNorm1d(3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.norm(x.sub_(0.5)))
+
+
+def test_reestimating_norms_leaves_the_data_as_they_were():
+    problem = dataclasses.replace(normed(), make_model=lambda seed: Centring())
+    before = [part.clone() for part in (*problem.train, *problem.test)]
+    ends = [
+        SimpleNamespace(
+            state={n: p.detach() for n, p in Centring().named_parameters()},
+            buffers=dict(Centring().named_buffers()),
+        )
+        for _ in range(2)
+    ]
+    error_barrier(*ends, problem, points=3, buffers="reestimate")
+    for part, old in zip((*problem.train, *problem.test), before, strict=True):
+        assert torch.equal(part, old)
