@@ -4,6 +4,9 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
+import torch
+from torch import Tensor
+
 from dynprune.core import Cost, InvalidInputError, track, unknown
 from dynprune.pruning._collapse import (
     CollapseInTraining,
@@ -68,7 +71,9 @@ def imp(
     on the data order of ``seed`` from step k on. Level 0 is the dense training: with
     ``"weights"`` its steps from k on, with an optimiser that starts afresh there; in
     the other two all T steps in one. There the ticket of level n holds
-    :math:`\theta^{(n-1)}`, in which weights that went earlier are zero.
+    :math:`\theta^{(n-1)}` where :math:`m_{n-1}` keeps, and each weight that went
+    earlier as it was when it was last trained: training starts from
+    :math:`m_n \odot \theta^{(n-1)}` all the same, and a shuffled mask uncovers values.
 
     With ``scope="layer"`` or ``"grouped"`` the count K holds in each tensor or group
     g for itself; ``rates`` make some of them go slower or faster:
@@ -193,7 +198,8 @@ def imp(
                 scores, masks, wanted[n], before=wanted[n - 1], rule=rule
             )
             if rewind != "weights":
-                origin, buffers = levels[-1].state, levels[-1].buffers
+                origin = _last_trained(levels[-1], tickets[-1])
+                buffers = levels[-1].buffers
         looked = check_collapse(
             start,
             masks,
@@ -233,6 +239,16 @@ def imp(
     settings = {"densities": [float(density) for density in densities]} | how
     made = record(system, "pruning.imp", seed=seed, settings=settings, sources=sources)
     return IMPRun(tickets=tuple(tickets), levels=tuple(levels), provenance=made)
+
+
+def _last_trained(level: IMPLevel, ticket: Ticket) -> dict[str, Tensor]:
+    masks, before = dict(ticket.mask_items), dict(ticket.state_items)
+    return {
+        name: torch.where(masks[name], part.cpu(), before[name])
+        if name in masks
+        else part
+        for name, part in level.state_items
+    }
 
 
 def _retrainer(

@@ -102,7 +102,8 @@ class IMPRun:
 
     Args:
         tickets: One per density, the dense one first; with weight rewinding all with
-            the same state, otherwise each with that of the level before.
+            the same state, otherwise each with that of the level before (weights that
+            went earlier as they were when they were last trained).
         levels: One per ticket.
         provenance: What made them.
 

@@ -30,7 +30,8 @@ class Ticket:
 
     The network of a ticket is :math:`m \odot \theta`; its density is
     :math:`d = \sum m / N` over the N prunable weights. The state is kept whole, so
-    that a shuffled mask finds the weights it uncovers. Tensors are copies on the CPU.
+    that a shuffled mask finds the weights it uncovers; one that was trained under the
+    mask has zeros there (:func:`zeros_where_pruned`). Tensors are copies on the CPU.
     Make one with :meth:`make`, a pruner, or :meth:`load`.
 
     Args:

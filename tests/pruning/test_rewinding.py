@@ -19,6 +19,7 @@ from dynprune.pruning import (
     kept_count,
 )
 from dynprune.system import GradientSystem
+from dynprune.tickets import zeros_where_pruned
 from dynprune.training import Recipe
 
 CE = nn.functional.cross_entropy
@@ -154,9 +155,10 @@ def test_levels_are_the_loop_written_by_hand(rewind, k, untouched):
         for name, mask in ticket.masks.items():
             assert torch.equal(mask, masks[name].bool())
             assert not level.state[name][~mask].any()
+        started = {k: t * masks[k] if k in masks else t for k, t in begin.items()}
         close(
-            ticket.state | ticket.buffers,
-            {name: begin[name] for name in [*ticket.state, *ticket.buffers]},
+            ticket.masked_state | ticket.buffers,
+            {name: started[name] for name in [*ticket.state, *ticket.buffers]},
         )
         close(
             level.state | level.buffers,
@@ -211,8 +213,28 @@ def test_rewinding_does_something():
         assert not torch.equal(a.levels[1].state["0.bias"], b.levels[1].state["0.bias"])
     late = ends["learning-rate"]
     for n in (1, 2):
-        before = late.levels[n - 1].state
-        assert all(torch.equal(late.tickets[n].state[k], t) for k, t in before.items())
+        before, masks = late.levels[n - 1].state, late.tickets[n].masks
+        for name, part in late.tickets[n].masked_state.items():
+            mask = masks.get(name, torch.ones(()))
+            assert torch.equal(part, before[name] * mask)
+
+
+@pytest.mark.parametrize("rewind", ["learning-rate", "fine-tune"])
+def test_pruned_weights_keep_the_values_they_were_last_trained_to(rewind):
+    # so that a shuffled mask finds weights, not zeros
+    _, system = problem()
+    run = imp(system, densities=DENSITIES, train=recipe(), rewind=rewind)
+    expected = run.levels[0].state
+    for n in (1, 2):
+        if n == 2:
+            last, kept = run.levels[1].state, run.tickets[1].masks
+            for name in WEIGHTS:
+                expected[name] = last[name].where(kept[name], expected[name])
+            expected = last | {name: expected[name] for name in WEIGHTS}
+        state = run.tickets[n].state
+        assert all(torch.equal(state[name], part) for name, part in expected.items())
+        assert all(bool(state[name].all()) for name in WEIGHTS)
+        assert zeros_where_pruned(run.tickets[n]) == ()
 
 
 def test_fine_tuning_takes_over_whatever_the_schedule_moves():
