@@ -68,6 +68,10 @@ def sanity_check(
     if both Student intervals of the mean paired difference lie above ``margin``.
     Anything else is no proof of the contrary.
 
+    The state must have values where the ticket prunes. One that was trained under the
+    mask has zeros there: then ``shuffled`` and ``inverted`` lack most of the weights
+    that they keep, and are worse whatever the mask is.
+
     Args:
         ticket: What is checked; or one ticket for each seed, which also counts the
             noise of finding one.
@@ -100,6 +104,9 @@ def sanity_check(
             fewer than two seeds, no step from ``start_step`` on, or neither a problem
             nor data and a model maker.
         ConvergenceError: If a training diverges.
+
+    Warns:
+        NumericalWarning: If the state is zero where the ticket prunes.
 
     Cost:
         Five trainings a seed, and as many evaluations.
@@ -147,7 +154,7 @@ def sanity_check(
             "trained. Pass a smaller one, or a Recipe of more steps."
         )
     judge = _problem(system, problem, held_out, make_model, metric)
-    for one in tickets:
+    for one in {id(one): one for one in tickets}.values():
         check_ticket(one)
     arms = [
         {TICKET: one} | make_controls(one, judge.model, scores=score, seed=seed)

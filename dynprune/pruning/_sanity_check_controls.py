@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from dynprune.core import InvalidInputError, derive_seed, generator
 from dynprune.pruning._select import check_scores
-from dynprune.tickets import Ticket, reinitialise, shuffle
+from dynprune.pruning._warn import warn
+from dynprune.tickets import Ticket, reinitialise, shuffle, zeros_where_pruned
 
 MakeModel = Callable[[int], nn.Module]
 TICKET = "ticket"
@@ -109,9 +110,20 @@ def check_ticket(ticket: Ticket) -> None:
 
     Raises:
         InvalidInputError: If no weight is pruned.
+
+    Warns:
+        NumericalWarning: If its state is zero where it prunes.
     """
     if ticket.kept == ticket.prunable_size:
         raise InvalidInputError(
             f"A sanity check was asked of a ticket that keeps all {ticket.kept} "
             "weights: its mask says nothing. Pass one of a density below 1."
+        )
+    bare = zeros_where_pruned(ticket)
+    if bare:
+        warn(
+            f"The ticket's state is zero where it prunes, in {', '.join(bare[:4])}: "
+            "its shuffled and inverted copies uncover zeros, and are no control of "
+            "where the weights are. Pass a ticket of a state that was not trained "
+            "under the mask, as dp.tickets.reinitialise(ticket, state) makes."
         )

@@ -79,7 +79,8 @@ def compare(
     null is ``shuffles`` layer-wise
     shuffles of the ticket: mean, standard deviation, z (of few shuffles heavier-tailed
     than a normal number), and a permutation p-value that cannot fall below
-    1 / (shuffles + 1).
+    1 / (shuffles + 1). Where a ticket's state is zero at pruned weights, its shuffles
+    uncover zeros; a note names it (:func:`zeros_where_pruned`).
 
     **Between two trained states**, with ``runs``: error and loss barrier
     (:func:`error_barrier`), without a null; and of each the locality of the trained

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import dynprune as dp
-from dynprune.core import InvalidInputError, generator
+from dynprune.core import InvalidInputError, NumericalWarning, generator
 from dynprune.pruning import SanityCheck, from_scores, sanity_check
 from dynprune.pruning._sanity_check_controls import CONTROLS, inverted, make_controls
 from dynprune.system import GradientSystem
@@ -52,12 +52,13 @@ def student(state: Tensor | None = None) -> GradientSystem:
 
 
 def planted() -> tuple[GradientSystem, Ticket, dict[str, Tensor]]:
-    """The teacher's support, with weights near the teacher's.
+    """The teacher's support, with weights near the teacher's, and no zero elsewhere.
 
     Any other mask loses weights that nothing replaces (the inputs are independent),
     and 12 small steps do not undo another initial state.
     """
-    system = student(teacher() * 0.9)
+    draw = torch.rand(1, INPUTS, generator=generator(7), dtype=torch.float64)
+    system = student(teacher() * 0.9 + 0.01 * draw)
     scores = {"weight": teacher().abs()}
     return system, from_scores(system, scores, density=TEACHER / INPUTS), scores
 
@@ -270,6 +271,15 @@ def test_a_dense_ticket_has_no_mask_to_check() -> None:
         check(system, whole)
     with pytest.raises(InvalidInputError, match="2 tickets and 5 seeds"):
         check(system, [whole, whole])
+
+
+def test_a_state_of_zeros_where_pruned_is_no_control() -> None:
+    system = student(teacher() * 0.9)
+    ticket = from_scores(system, {"weight": teacher().abs()}, density=0.25)
+    with pytest.warns(NumericalWarning, match="zero where it prunes, in weig") as said:
+        check(system, ticket)
+    assert len(said) == 1
+    assert said[0].filename == __file__
 
 
 @pytest.mark.parametrize("start_step", [12, 13])

@@ -24,6 +24,7 @@ from dynprune.tickets import (
     graph_measures,
     path_norm,
     shuffle,
+    zeros_where_pruned,
 )
 from dynprune.tickets._locality import locality
 from dynprune.training import Recipe
@@ -370,6 +371,38 @@ def test_warns_of_unequal_densities_and_of_empty_layers():
     assert any("q keeps nothing of w" in note for note in found.notes)
     assert math.isnan(reading(found, "excess_overlap", "w", "p", "q").value)
     found.plot()
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "start"])
+def test_a_state_of_zeros_where_pruned_is_noted(trained):
+    # the path norm of its shuffles is that of another kind of network
+    system = problem()
+    found = snip(system, density=0.4)
+    state = found.masked_state if trained else found.state
+    sparse = Ticket.make(found.masks, state)
+    assert zeros_where_pruned(sparse) == (tuple(found.masks) if trained else ())
+    pair = {"sparse": sparse, "dense": random(system, density=0.4)}
+    notes = compare(pair, system=system, shuffles=0).notes
+    said = [note for note in notes if "zero where it prunes" in note]
+    assert len(said) == trained
+    for note in said:
+        assert note.startswith("sparse has a state that is zero where it prunes, in 0.")
+
+
+def test_zeros_where_pruned_asks_for_most_of_a_layer():
+    mask = {"w": torch.tensor([True, True, False, False, False, False])}
+    for state, bare in (
+        ([1.0, 1.0, 0.0, 0.0, 1.0, 1.0], False),  # half of the pruned ones
+        ([1.0, 1.0, 0.0, 0.0, 0.0, 1.0], True),
+        ([1.0, 0.0, 0.0, 0.0, 0.0, 1.0], True),
+        ([0.0, 0.0, 0.0, 0.0, 0.0, 0.0], False),  # kept ones as well
+    ):
+        ticket = Ticket.make(mask, {"w": torch.tensor(state)})
+        assert zeros_where_pruned(ticket) == (("w",) if bare else ())
+    for fill in (True, False):
+        whole = {"w": torch.full((6,), fill), "v": torch.tensor([True])}
+        state = {"w": torch.zeros(6), "v": torch.ones(1)}
+        assert zeros_where_pruned(Ticket.make(whole, state)) == ()
 
 
 def test_figure():
