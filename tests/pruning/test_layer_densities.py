@@ -107,6 +107,24 @@ def test_erk_tickets_have_the_exact_count_near_their_densities(density, seed):
         assert abs(int(mask.sum()) - wanted * mask.numel()) < 1 + 1e-9
 
 
+ERK_THIN = system_of(200, 100, 2, 2, 2, 2)
+
+
+@given(density=st.floats(2e-4, 3e-3))
+def test_erk_keeps_no_more_where_thin_layers_ask_for_less_than_one(density):
+    total = sum(math.prod(shape) for shape in shapes_of(ERK_THIN).values())
+    ticket = erk(ERK_THIN, density=density, collapse="ignore")
+    counts = [int(mask.sum()) for mask in ticket.masks.values()]
+    assert min(counts) == 1
+    assert sum(counts) == max(5, kept_count(density, total))
+
+
+def test_erk_takes_back_from_the_layer_that_was_rounded_down_least():
+    # 7.25, 2.46 and three times 0.10 are 7, 2 and three ones: two too many
+    ticket = erk(ERK_THIN, density=10 / 20212, collapse="ignore")
+    assert [int(mask.sum()) for mask in ticket.masks.values()] == [6, 1, 1, 1, 1]
+
+
 def test_erk_keeps_one_weight_in_every_layer():
     ticket = erk(ERK_CONV, density=1e-6, collapse="ignore")
     assert [int(mask.sum()) for mask in ticket.masks.values()] == [1, 1, 1]
