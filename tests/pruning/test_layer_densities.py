@@ -210,6 +210,17 @@ def test_lamp_keeps_the_largest_of_each_layer_until_the_end():
         magnitude(system, density=0.3)
 
 
+def test_lamp_of_equally_large_weights_shares_the_score():
+    system = system_of(2, 2, 3)
+    one = torch.tensor([2.0, 2.0, 1.0, -2.0, 0, 0, 9, 3, 3, 3, 3, 3, 0, 0, 0]).double()
+    found = lamp_scores(system, state=one)
+    assert found["0.weight"].tolist() == [[1 / 3, 1 / 3], [1 / 13, 1 / 3]]
+    assert found["2.weight"].max() == 1.0
+    # so that a layer of ties is empty before the rest of the other one is gone
+    ends = lamp(system, state=one, density=1 / 10, collapse="ignore").masks
+    assert [int(mask.sum()) for mask in ends.values()] == [0, 1]
+
+
 def test_lamp_orders_each_layer_by_magnitude():
     system = system_of(5, 9, 4, 3)
     ticket = lamp(system, density=0.4)
