@@ -58,9 +58,14 @@ def sanity_check(
       weights' values;
     - ``inverted``: in each layer the weights of lowest score; without scores, weights
       that the ticket removes, drawn at random (all of them and some others where a
-      layer removes fewer than it keeps);
+      layer removes fewer than it keeps), see :func:`dynprune.tickets.invert`;
     - ``random``: :math:`(m \circ \pi', \theta')`, forgets both. (A random mask with
       the ticket's own state would be another draw of ``shuffled``.)
+
+    What the system does not train, as a frozen backbone and its running statistics, is
+    the ticket's in all of them. With ``start_step=k > 0`` all five make the steps from
+    k on, the ticket from :math:`\theta_k`, but θ' is an initial state: the drops of
+    ``reinitialised`` and ``random`` include what k missing steps of training cost.
 
     Every seed is one data order, shared by the ticket and its controls, and one draw of
     each control, so that differences pair. A ticket *uses its mask* only if the
@@ -87,7 +92,8 @@ def sanity_check(
         split: Which split of the problem to compare on.
         scores: What the masks were made of, for ``inverted``; one for each ticket.
         seeds: At least two.
-        start_step: Step k of a ticket rewound to k, where training starts.
+        start_step: Step k of a ticket rewound to k, where training starts, of all
+            copies.
         confidence: Coverage of the intervals, in (0, 1).
         margin: Smallest drop that counts, in units of the metric or loss.
         how: See :func:`dynprune.training.train_many`; ``"auto"`` decides by a
@@ -157,7 +163,7 @@ def sanity_check(
     for one in {id(one): one for one in tickets}.values():
         check_ticket(one)
     arms = [
-        {TICKET: one} | make_controls(one, judge.model, scores=score, seed=seed)
+        {TICKET: one} | make_controls(one, system, judge.model, scores=score, seed=seed)
         for one, score, seed in zip(tickets, found, seeds, strict=True)
     ]
     runs = train_many(
