@@ -131,7 +131,8 @@ def imp(
 
     Warns:
         NumericalWarning: If a level keeps nothing of a layer, or no path from the
-            input to the output.
+            input to the output; if fine-tuning is at a rate below a thousandth of the
+            largest, as where a cosine ends.
 
     Cost:
         One training of :math:`T - k` steps per density, and the first k steps once:

@@ -9,7 +9,14 @@ from problems import classes, small_net
 from torch import nn
 from torch.optim import lr_scheduler
 
-from dynprune.core import Cost, InvalidInputError, cite, derive_seed, generator
+from dynprune.core import (
+    Cost,
+    InvalidInputError,
+    NumericalWarning,
+    cite,
+    derive_seed,
+    generator,
+)
 from dynprune.pruning import (
     IMPRun,
     densities_by_factor,
@@ -279,6 +286,38 @@ def test_fine_tuning_takes_over_whatever_the_schedule_moves():
     )
     for name, part in found.parameters.items():
         assert torch.equal(given.levels[1].state[name], part)
+
+
+def by_cosine(made):
+    return lr_scheduler.CosineAnnealingLR(made, STEPS - 1, eta_min=1e-8)
+
+
+def test_fine_tuning_at_the_end_of_a_cosine_is_warned_of():
+    # 1e-8 of 0.1: the levels from 1 on would stay where they are
+    _, system = problem()
+    knobs = {"densities": (1.0, 0.5), "rewind": "fine-tune"}
+    say = r"last one, is 1e-08, and the largest of the run 0\.1: .* Pass fine_tune=Rec"
+    with pytest.warns(NumericalWarning, match=say) as said:
+        run = imp(system, train=recipe(schedule=by_cosine), **knobs)
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    start, end = run.tickets[1].masked_state["0.weight"], run.levels[1].state
+    assert torch.allclose(start, end["0.weight"], atol=1e-6)
+    imp(system, train=recipe(schedule=by_cosine), fine_tune=recipe(), **knobs)
+
+
+def test_fine_tuning_is_quiet_where_a_group_still_moves():
+    def groups(parameters):
+        kinds = ({"params": parameters[:1]}, {"params": parameters[1:], "lr": 1e-2})
+        return torch.optim.SGD(kinds, lr=0.1)
+
+    def first_only(made):
+        factors = [lambda step: 0.5 ** (4 * step), lambda step: 0.5**step]
+        return lr_scheduler.LambdaLR(made, factors)
+
+    _, system = problem()
+    knobs = {"densities": (1.0, 0.5), "rewind": "fine-tune"}
+    imp(system, train=Recipe(groups, schedule=first_only, steps=STEPS), **knobs)
 
 
 def test_cost_of_each_way():
