@@ -187,20 +187,23 @@ def imp(
         start = system.with_state(run.state, buffers=run.buffers)
         first_step, found = rewind_step, run.cost
     masks = survivors(system)
-    origin, buffers = full_state(start, start.state), start.buffers
+    origin = tuple(full_state(start, start.state).items())
+    buffers = tuple(start.buffers.items())
     tickets: list[Ticket] = []
     looked: dict[str, Any] = {}
     levels: list[IMPLevel] = []
     for n in track(range(len(densities)), label="pruning.imp", show=progress):
         if n:
-            scores = magnitude_scores(system, state=dict(levels[-1].state_items))
+            last = {k: t.to(system.device) for k, t in levels[-1].state_items}
+            scores = magnitude_scores(system, state=last)
             check_scores(scores, {name: tuple(m.shape) for name, m in masks.items()})
             masks = pools.select(
                 scores, masks, wanted[n], before=wanted[n - 1], rule=rule
             )
+            origin, buffers = tickets[0].state_items, tickets[0].buffer_items  # shared
             if rewind != "weights":
                 origin = _last_trained(levels[-1], tickets[-1])
-                buffers = levels[-1].buffers
+                buffers = levels[-1].buffer_items
         looked = check_collapse(
             start,
             masks,
@@ -211,10 +214,10 @@ def imp(
             + (", or pass scope='layer'" if scope == "global" else ""),
         )
         one = {"density": float(densities[n]), "level": n, "collapse": looked} | how
-        ticket = Ticket.make(
-            masks,
-            origin,
-            buffers,
+        ticket = Ticket(
+            mask_items=tuple(masks.items()),
+            state_items=origin,
+            buffer_items=buffers,
             provenance=record(
                 system, "pruning.imp", seed=seed, settings=one, sources=sources
             ),
@@ -242,14 +245,12 @@ def imp(
     return IMPRun(tickets=tuple(tickets), levels=tuple(levels), provenance=made)
 
 
-def _last_trained(level: IMPLevel, ticket: Ticket) -> dict[str, Tensor]:
+def _last_trained(level: IMPLevel, ticket: Ticket) -> tuple[tuple[str, Tensor], ...]:
     masks, before = dict(ticket.mask_items), dict(ticket.state_items)
-    return {
-        name: torch.where(masks[name], part.cpu(), before[name])
-        if name in masks
-        else part
+    return tuple(
+        (name, torch.where(masks[name], part, before[name]) if name in masks else part)
         for name, part in level.state_items
-    }
+    )
 
 
 def _retrainer(
