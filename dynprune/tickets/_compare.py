@@ -106,6 +106,7 @@ def compare(
         problem: What the runs were trained on.
         shuffles: Of each ticket; 0 for no null of the measures of one ticket.
         eigenvalues: How many of the largest eigenvalues of the Hessian; needs a system.
+            One that does not converge is NaN, or left out of the null; a note counts.
         groups: Nodes of the relational graph.
         power: Of the path norm, 1 or 2.
         split: Where barriers are evaluated.

@@ -1,5 +1,6 @@
 """What a comparison measures, returns, draws and refuses."""
 
+import functools
 import math
 from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from torch import nn
 
 from dynprune.core import InvalidInputError, cite, derive_seed
 from dynprune.pruning import imp, magnitude, random, snip
+from dynprune.spectral import eigenpairs
 from dynprune.system import GradientSystem
 from dynprune.tasks import Problem
 from dynprune.tickets import (
@@ -126,6 +128,40 @@ def test_gradient_flow_and_hessian_are_those_of_the_masked_system():
             assert one.value == pytest.approx(float(values[index]), rel=1e-3)
     assert found.cost.gradients == 2
     assert found.cost.hvps > 0
+
+
+def test_eigenvalues_that_do_not_converge_are_left_out(monkeypatch):
+    system, calls = problem(), []
+
+    def scarce(*args, **kwargs):
+        # one shuffle of four has products for none of its pairs
+        calls.append(kwargs)
+        few = {"max_matvecs": 3, "basis_size": 6} if len(calls) == 3 else {}
+        return eigenpairs(*args, **kwargs | few)
+
+    monkeypatch.setattr("dynprune.tickets._measures.eigenpairs", scarce)
+    pair = {n: three(system)[n] for n in ("snip", "random")}
+    found = compare(pair, system=system, shuffles=4, eigenvalues=2)
+    assert len(calls) == 10
+    said = [note for note in found.notes if "converge" in note]
+    assert len(said) == 1
+    assert said[0].startswith("hessian_eigenvalue: 2 of 20 ")
+    own = reading(found, "hessian_eigenvalue_1", "all", "snip")
+    assert math.isfinite(own.null_sd)  # of the three others
+    assert own.p in {1 / 4, 2 / 4, 3 / 4, 1.0}
+    assert reading(found, "hessian_eigenvalue_1", "all", "random").p >= 1 / 5
+
+
+def test_an_eigenvalue_of_the_ticket_that_does_not_converge_is_none(monkeypatch):
+    few = functools.partial(eigenpairs, max_matvecs=3, basis_size=6)
+    monkeypatch.setattr("dynprune.tickets._measures.eigenpairs", few)
+    system = problem()
+    pair = {n: three(system)[n] for n in ("snip", "random")}
+    found = compare(pair, system=system, shuffles=0, eigenvalues=2)
+    value = reading(found, "hessian_eigenvalue_2", "all", "snip").value
+    assert math.isnan(value)
+    assert any("hessian_eigenvalue: 4 of 4 " in note for note in found.notes)
+    found.summary(), found.plot()
 
 
 def test_null_is_that_of_the_shuffles_and_shared_by_all_measures():
