@@ -369,10 +369,11 @@ class Ticket:
         low = min(densities, key=lambda name: densities[name])
         high = max(densities, key=lambda name: densities[name])
         made = self.provenance
+        size = sum(part.numel() for _, part in self.state_items)
         return "\n".join([
             f"Ticket by {made.made_by}, seed {made.seed}",
             f"kept      {self.kept} of {self.prunable_size} prunable weights "
-            f"(density {self.density:.4g})",
+            f"(density {self.density:.4g}), of {size} parameters in all",
             f"layers    {len(densities)}; thinnest {low} {densities[low]:.3g}, "
             f"fullest {high} {densities[high]:.3g}",
             f"state     {len(self.state_items)} parameters, {made.dtype}; "
