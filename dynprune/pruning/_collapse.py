@@ -1,15 +1,14 @@
 """Layer collapse: layers that keep nothing, and networks that came apart."""
 
-import sys
-import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, final, get_args
 
 from torch import Tensor
 
-from dynprune.core import InvalidInputError, NumericalWarning
+from dynprune.core import InvalidInputError
 from dynprune.pruning._dependence import Dependence, dependence
 from dynprune.pruning._select import Density
+from dynprune.pruning._warn import warn
 from dynprune.system import GradientSystem
 
 Collapse = Literal["error", "warn", "ignore"]
@@ -107,16 +106,8 @@ def check_collapse(
                 "With collapse='warn' it is returned all the same."
             )
     if not when:
-        warnings.warn(f"{said}. {advice}", NumericalWarning, stacklevel=_level())
+        warn(f"{said}. {advice}")
     return record
-
-
-def _level() -> int:
-    # of the user's line, seen from whoever calls this
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith("dynprune."):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 @final

@@ -72,13 +72,14 @@ def dependence(
         The finding, and what it cost in gradients over all data.
 
     Cost:
-        As a rule one pass of at most 8 examples (of one batch with ``batch_loss``)
-        and two copies of the weights; at most five passes where the first is zero.
+        As a rule one pass of at most 8 examples (of one batch with ``batch_loss``,
+        or where x is no tensor, of which it is not known what an example has) and two
+        copies of the weights; at most five passes where the first is zero.
     """
     if system.ranks.group is not None:
         return Dependence.UNTESTABLE, 0.0
     batch = next(system.batches())
-    if system.batch_loss is None:
+    if system.batch_loss is None and all(isinstance(part, Tensor) for part in batch):
         batch = tuple(part[:_EXAMPLES] for part in batch)
     share = system.weight(batch) / system.examples
     all_kept = {name: torch.ones_like(mask) for name, mask in masks.items()}

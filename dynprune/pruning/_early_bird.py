@@ -1,5 +1,6 @@
 """Early-Bird: draw the ticket once its mask has stopped moving."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
@@ -20,7 +21,8 @@ from dynprune.pruning._from_scores import full_state, record, survivors
 from dynprune.pruning._numbers import as_count, as_density, as_number
 from dynprune.pruning._prunable import check_finite, check_start
 from dynprune.pruning._scales import scales
-from dynprune.pruning._select import check_scores, chooses, select
+from dynprune.pruning._select import check_scores, chooses, kept_count, select
+from dynprune.pruning._warn import warn
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 from dynprune.training import Recipe
@@ -61,7 +63,9 @@ def early_bird(
     :math:`\max(1, \lfloor d C + \tfrac{1}{2} \rfloor)` are kept, ties to the lower
     index, and none where all are equal and some must go. The ticket is drawn when the
     newest mask differs from each of the ``window - 1`` before it in at most
-    ``tolerance`` of the entries and keeps anything.
+    ``tolerance`` of the entries and keeps anything. Two masks that keep K of N entries
+    differ in at most :math:`2 \min(K, N - K) / N` of them: where that is within the
+    tolerance, the rule cannot fail and says nothing of training, which is warned of.
     Then :func:`dynprune.tickets.remove_channels` takes the channels out:
     ``result.network`` is a smaller network with the function of the masked one
     (γ = β = 0 there).
@@ -97,8 +101,9 @@ def early_bird(
             result), or the state is not finite.
 
     Warns:
-        NumericalWarning: If a norm lost all its channels (its first stays, at zero),
-            a layer keeps nothing, or channels could not be taken out.
+        NumericalWarning: If the stopping rule cannot fail, a norm lost all its channels
+            (its first stays, at zero), a layer keeps nothing, or channels could not be
+            taken out.
 
     Cost:
         One gradient per epoch until it is drawn; no gradient for a look. No further
@@ -127,6 +132,7 @@ def early_bird(
     look = _look(system, density, prune_ratio, unit)
     _check(system, train, unit, penalty, tolerance, start)
     check_finite(system)
+    _check_rule(system, density, prune_ratio, unit, tolerance)
     weight = _PENALTY if penalty is None else penalty
     weight = weight if unit == "channel" else 0.0
     smaller = SmallerNet(system) if unit == "channel" else None
@@ -277,6 +283,31 @@ def _check(
         raise InvalidInputError(f"tolerance is {tolerance}. Pass a share in [0, 1).")
     if start not in {"drawn", "initial"}:
         raise InvalidInputError(f"start is {start!r}. Pass 'drawn' or 'initial'.")
+
+
+def _check_rule(
+    system: GradientSystem,
+    density: float | None,
+    prune_ratio: float | None,
+    unit: Unit,
+    tolerance: float,
+) -> None:
+    names = scales(system) if unit == "channel" else system.prunable
+    shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
+    total = sum(math.prod(shapes[name]) for name in names)
+    if density is not None:
+        kept = kept_count(density, total)
+    else:
+        assert prune_ratio is not None
+        kept = total - int(total * prune_ratio) - 1
+    most = 2 * min(kept, total - kept) / total
+    if 0.0 < most <= tolerance:
+        warn(
+            f"The rule cannot fail: any two masks that keep {kept} of {total} {unit}s "
+            f"differ in at most {most:.3g} of them, and the tolerance is "
+            f"{tolerance:g}: a ticket is drawn as soon as there are masks to compare, "
+            f"whatever training does. Pass a smaller tolerance, far below {most:.3g}."
+        )
 
 
 def _advice(found: EarlyBird, steps: int, window: int) -> str:

@@ -1,6 +1,7 @@
 """ERK: layer densities from the shapes of the layers."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 
@@ -84,8 +85,10 @@ def erk(
 
     The counts :math:`d_l n_l` of :func:`erk_densities` are rounded so that exactly
     :math:`K = \max(1, \lfloor d N + \tfrac{1}{2} \rfloor)` weights are kept: down, then
-    up by one in the layers of largest remainder, the first ones where they tie; every
-    layer keeps at least one weight (so K may be exceeded at the lowest densities).
+    up by one in the layers of largest remainder, the first ones where they tie. Every
+    layer keeps at least one weight; where that is more than K together, the largest of
+    :math:`k_l - d_l n_l` falls by one until it is K, and only a K below the number of
+    layers is exceeded.
     For other scores pass ``layer_densities=erk_densities(...)`` to :func:`magnitude`
     or :func:`from_scores`.
 
@@ -113,11 +116,7 @@ def erk(
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     sizes = {name: torch.Size(shapes[name]).numel() for name in densities}
     wanted = {name: densities[name] * size for name, size in sizes.items() if size}
-    counts = {name: max(1, math.floor(value)) for name, value in wanted.items()}
-    left = kept_count(density, max(sum(sizes.values()), 1)) - sum(counts.values())
-    by_remainder = sorted(wanted, key=lambda name: counts[name] - wanted[name])
-    for name in by_remainder[: max(left, 0)]:
-        counts[name] += 1
+    counts = _rounded(wanted, kept_count(density, max(sum(sizes.values()), 1)))
     settings = {"density": density}
     return from_scores(
         system,
@@ -128,3 +127,16 @@ def erk(
             system, "pruning.erk", seed=seed, settings=settings, sources=("erk",)
         ),
     )
+
+
+def _rounded(wanted: Mapping[str, float], total: int) -> dict[str, int]:
+    counts = {name: max(1, math.floor(value)) for name, value in wanted.items()}
+    left = total - sum(counts.values())
+    by_remainder = sorted(wanted, key=lambda name: counts[name] - wanted[name])
+    for name in by_remainder[: max(left, 0)]:
+        counts[name] += 1
+    for _ in range(left, 0):
+        more = [name for name, count in counts.items() if count > 1]
+        if more:
+            counts[max(more, key=lambda name: counts[name] - wanted[name])] -= 1
+    return counts

@@ -71,7 +71,7 @@ def example_gradients(
     Yields:
         One float64 tensor for each of ``system.prunable``; zero where pruned.
     """
-    net = ScoredNet(system, mode="eval")
+    net = ScoredNet(system, mode="eval", unseen="ignore")
     weights = [system.weight(one) for one in examples]
     mean = sum(weights) / len(weights)
     for weight, one in zip(weights, examples, strict=True):

@@ -35,7 +35,9 @@ def force_scores(
         system: The system.
         masks: m, name to boolean tensor, for each of ``system.prunable``; the system's
             own by default.
-        mode: ``"eval"`` or ``"train"`` for batch norm and dropout.
+        mode: ``"eval"`` or ``"train"`` for batch norm and dropout; it matters. Before
+            the first step batch norm in eval mode normalises nothing, and what is
+            scored is another network than the one in training: pass ``"train"``.
         seed: Of random loaders and dropout.
 
     Returns:
@@ -44,6 +46,9 @@ def force_scores(
 
     Raises:
         InvalidInputError: If a mask is missing, not boolean or of a wrong shape.
+
+    Warns:
+        NumericalWarning: If a batch norm has seen no batch, in eval mode.
 
     Cost:
         One gradient, no further forward passes, no HVPs.
@@ -90,7 +95,9 @@ def force(
             from its state.
         density: Fraction to keep, in (0, 1].
         rounds: Number T of rounds.
-        mode: ``"eval"`` or ``"train"`` for batch norm and dropout.
+        mode: ``"eval"`` or ``"train"`` for batch norm and dropout; it matters. Before
+            the first step batch norm in eval mode normalises nothing, and what is
+            scored is another network than the one in training: pass ``"train"``.
         rule: How many each round keeps; see :func:`from_scores`, with all weights of
             the system's mask alive in every round.
         collapse: What to do about one; see :func:`from_scores`.
@@ -103,6 +110,9 @@ def force(
         InvalidInputError: See :func:`from_scores`; or if ``rounds`` is not positive,
             the rule is unknown or keeps nothing, or all scores of a round are equal
             (the network came apart).
+
+    Warns:
+        NumericalWarning: If a batch norm has seen no batch, in eval mode.
 
     Cost:
         T gradients, no further forward passes, no HVPs.

@@ -37,8 +37,9 @@ def grasp_scores(
         system: The system.
         temperature: T, positive; 1 for the loss itself.
         absolute: Score :math:`|w \odot Hg|`, the change in either direction.
-        mode: ``"eval"`` uses the running statistics of batch norm, ``"train"`` those
-            of each batch.
+        mode: ``"eval"`` or ``"train"`` for batch norm and dropout; it matters. Before
+            the first step batch norm in eval mode normalises nothing, and what is
+            scored is another network than the one in training: pass ``"train"``.
         seed: Of random loaders and dropout.
 
     Returns:
@@ -47,6 +48,9 @@ def grasp_scores(
     Raises:
         InvalidInputError: If ``temperature`` is not positive, or differs from 1 where
             the network returns no tensor or its loss, or is never called as a whole.
+
+    Warns:
+        NumericalWarning: If a batch norm has seen no batch, in eval mode.
 
     Cost:
         One gradient, one HVP (double backward), no further forward passes.
@@ -105,7 +109,9 @@ def grasp(
         temperature: What the network's outputs are divided by.
         absolute: Keep the highest :math:`|w \odot Hg|` instead, which no layer whose
             gradient flow falls by pruning has to leave.
-        mode: ``"eval"`` or ``"train"`` for batch norm and dropout.
+        mode: ``"eval"`` or ``"train"`` for batch norm and dropout; it matters. Before
+            the first step batch norm in eval mode normalises nothing, and what is
+            scored is another network than the one in training: pass ``"train"``.
         collapse: What to do about one; see :func:`from_scores`.
         seed: Of random loaders and dropout.
 
@@ -116,6 +122,9 @@ def grasp(
         InvalidInputError: See :func:`from_scores`; or if ``temperature`` is not
             positive, or differs from 1 where the network returns no tensor or its
             loss, or is never called as a whole.
+
+    Warns:
+        NumericalWarning: If a batch norm has seen no batch, in eval mode.
 
     Cost:
         One gradient, one HVP (double backward), no further forward passes.

@@ -4,6 +4,9 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
+import torch
+from torch import Tensor
+
 from dynprune.core import Cost, InvalidInputError, track, unknown
 from dynprune.pruning._collapse import (
     CollapseInTraining,
@@ -68,7 +71,9 @@ def imp(
     on the data order of ``seed`` from step k on. Level 0 is the dense training: with
     ``"weights"`` its steps from k on, with an optimiser that starts afresh there; in
     the other two all T steps in one. There the ticket of level n holds
-    :math:`\theta^{(n-1)}`, in which weights that went earlier are zero.
+    :math:`\theta^{(n-1)}` where :math:`m_{n-1}` keeps, and each weight that went
+    earlier as it was when it was last trained: training starts from
+    :math:`m_n \odot \theta^{(n-1)}` all the same, and a shuffled mask uncovers values.
 
     With ``scope="layer"`` or ``"grouped"`` the count K holds in each tensor or group
     g for itself; ``rates`` make some of them go slower or faster:
@@ -126,7 +131,8 @@ def imp(
 
     Warns:
         NumericalWarning: If a level keeps nothing of a layer, or no path from the
-            input to the output.
+            input to the output; if fine-tuning is at a rate below a thousandth of the
+            largest, as where a cosine ends.
 
     Cost:
         One training of :math:`T - k` steps per density, and the first k steps once:
@@ -181,19 +187,23 @@ def imp(
         start = system.with_state(run.state, buffers=run.buffers)
         first_step, found = rewind_step, run.cost
     masks = survivors(system)
-    origin, buffers = full_state(start, start.state), start.buffers
+    origin = tuple(full_state(start, start.state).items())
+    buffers = tuple(start.buffers.items())
     tickets: list[Ticket] = []
     looked: dict[str, Any] = {}
     levels: list[IMPLevel] = []
     for n in track(range(len(densities)), label="pruning.imp", show=progress):
         if n:
-            scores = magnitude_scores(system, state=dict(levels[-1].state_items))
+            last = {k: t.to(system.device) for k, t in levels[-1].state_items}
+            scores = magnitude_scores(system, state=last)
             check_scores(scores, {name: tuple(m.shape) for name, m in masks.items()})
             masks = pools.select(
                 scores, masks, wanted[n], before=wanted[n - 1], rule=rule
             )
+            origin, buffers = tickets[0].state_items, tickets[0].buffer_items  # shared
             if rewind != "weights":
-                origin, buffers = levels[-1].state, levels[-1].buffers
+                origin = _last_trained(levels[-1], tickets[-1])
+                buffers = levels[-1].buffer_items
         looked = check_collapse(
             start,
             masks,
@@ -204,10 +214,10 @@ def imp(
             + (", or pass scope='layer'" if scope == "global" else ""),
         )
         one = {"density": float(densities[n]), "level": n, "collapse": looked} | how
-        ticket = Ticket.make(
-            masks,
-            origin,
-            buffers,
+        ticket = Ticket(
+            mask_items=tuple(masks.items()),
+            state_items=origin,
+            buffer_items=buffers,
             provenance=record(
                 system, "pruning.imp", seed=seed, settings=one, sources=sources
             ),
@@ -233,6 +243,14 @@ def imp(
     settings = {"densities": [float(density) for density in densities]} | how
     made = record(system, "pruning.imp", seed=seed, settings=settings, sources=sources)
     return IMPRun(tickets=tuple(tickets), levels=tuple(levels), provenance=made)
+
+
+def _last_trained(level: IMPLevel, ticket: Ticket) -> tuple[tuple[str, Tensor], ...]:
+    masks, before = dict(ticket.mask_items), dict(ticket.state_items)
+    return tuple(
+        (name, torch.where(masks[name], part, before[name]) if name in masks else part)
+        for name, part in level.state_items
+    )
 
 
 def _retrainer(

@@ -25,7 +25,7 @@ _KIND = "pruning.IMPRun"
 @final
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True, weakref_slot=True)
 class IMPLevel:
-    """Hold what was trained at one level, before the next pruning.
+    """Hold what was trained at one level, before the next pruning, on the CPU.
 
     Args:
         level: n; level 0 is dense.
@@ -44,7 +44,10 @@ class IMPLevel:
     def __post_init__(self) -> None:
         """Copy the tensors."""
         for slot in ("state_items", "buffer_items"):
-            copies = tuple((n, t.detach().clone()) for n, t in getattr(self, slot))
+            copies = tuple(
+                (name, part.detach().to("cpu", copy=True))
+                for name, part in getattr(self, slot)
+            )
             object.__setattr__(self, slot, copies)
 
     @staticmethod
@@ -102,7 +105,8 @@ class IMPRun:
 
     Args:
         tickets: One per density, the dense one first; with weight rewinding all with
-            the same state, otherwise each with that of the level before.
+            the same state, otherwise each with that of the level before (weights that
+            went earlier as they were when they were last trained).
         levels: One per ticket.
         provenance: What made them.
 
@@ -274,15 +278,21 @@ def _unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> IMPRu
         return {name: tensors[f"{start}{kind}.{name}"] for name in names[kind]}
 
     own = metadata.get("own_state", [])  # older files have none
-    tickets, levels = [], []
+    tickets: list[Ticket] = []
+    levels = []
     for n, density in enumerate(metadata["densities"]):
         start = f"level.{n}."
         origin = f"{start}from." if n in own else ""
+        shared = tickets[0] if tickets and not origin else None
         tickets.append(
-            Ticket.make(
-                items("mask", start),
-                items("state", origin),
-                items("buffer", origin),
+            Ticket(
+                mask_items=tuple(items("mask", start).items()),
+                state_items=shared.state_items
+                if shared
+                else tuple(items("state", origin).items()),
+                buffer_items=shared.buffer_items
+                if shared
+                else tuple(items("buffer", origin).items()),
                 provenance=Provenance.from_dict(metadata["tickets"][n]),
                 cost=Cost(**metadata["found"][n]),
             )

@@ -41,7 +41,9 @@ def iterative_snip(
             from its state.
         density: Fraction to keep, in (0, 1].
         rounds: Number T of rounds.
-        mode: ``"eval"`` or ``"train"`` for batch norm and dropout; it matters.
+        mode: ``"eval"`` or ``"train"`` for batch norm and dropout; it matters. Before
+            the first step batch norm in eval mode normalises nothing, and what is
+            scored is another network than the one in training: pass ``"train"``.
         rule: How many each round keeps; see :func:`from_scores`. Those that count
             among the R weights alive remove the share :math:`1 - d_t / d_{t-1}` of
             them, as their codes do; what they remove beyond it adds up.
@@ -55,6 +57,9 @@ def iterative_snip(
         InvalidInputError: See :func:`from_scores`; or if ``rounds`` is not positive,
             the rule is unknown or keeps nothing, or all scores of a round are equal
             (the network came apart).
+
+    Warns:
+        NumericalWarning: If a batch norm has seen no batch, in eval mode.
 
     Cost:
         T gradients, no further forward passes, no HVPs.

@@ -21,15 +21,16 @@ def lamp_scores(
     .. math:: s_i = \frac{w_i^2}{\sum_{j : w_j^2 \ge w_i^2} w_j^2}
 
     with the sum over the layer. Equal weights share a score (the source orders them by
-    their index), and a layer of zeros scores zero.
+    their index), so that m weights that are the largest of a layer score 1/m each, and
+    a layer of zeros scores zero.
 
     Args:
         system: The system.
         state: Coordinates ``(P,)`` or named tensors; the system's own by default.
 
     Returns:
-        Name to float64 scores in [0, 1], for each of ``system.prunable``; 1 for the
-        largest weight of a layer.
+        Name to float64 scores in [0, 1], for each of ``system.prunable``; 1 for a
+        weight that is larger than all others of its layer.
 
     Cost:
         No gradients, no forward passes, no HVPs; one sort of each layer.
@@ -71,9 +72,11 @@ def lamp(
 ) -> Ticket:
     r"""Keep the weights of largest layer-adaptive magnitude, over all layers together.
 
-    See :func:`lamp_scores` for the score. The largest weight of every layer scores 1,
-    so that no layer collapses before all other weights are gone. Magnitudes are those
-    of ``state``; the ticket is trained from the *system's* state, as for
+    See :func:`lamp_scores` for the score. Where one weight is the largest of its layer
+    it scores 1, the most there is: if every layer has one, none collapses before all
+    other weights are gone. A layer where m are equally large has 1/m at most, and may
+    go first (weights of one size, as signs times a constant). Magnitudes are those of
+    ``state``; the ticket is trained from the *system's* state, as for
     :func:`magnitude`.
 
     Args:

@@ -44,7 +44,8 @@ class MaskTraining:
     r"""Move the scores of a mask on frozen weights, batch by batch.
 
     The loss is the system's mean loss, without its l2 term, plus
-    :math:`\lambda |p|^2`.
+    :math:`\lambda |p|^2`. Scores are in the dtype of the weights, but of a network in
+    half precision in float32: eight bits would tie them, and swallow their steps.
 
     Args:
         system: Whose network is masked; neither it nor the user's model is changed.
@@ -103,7 +104,7 @@ class MaskTraining:
         masked = MaskedNet(
             MeanLoss(net, system.loss_fn, system.batch_loss),
             {name: self.state[name].detach() for name in names},
-            {name: scores[name].to(self.state[name]) for name in names},
+            {name: _at_least_single(scores[name], self.state[name]) for name in names},
             {name: alive[name] for name in names},
             rule,
         )
@@ -327,13 +328,18 @@ def cosine(order: AbstractOrder, epochs: int) -> Schedule:
     return made
 
 
+def _at_least_single(scores: Tensor, weight: Tensor) -> Tensor:
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return scores.to(device=weight.device, dtype=dtype)
+
+
 def _with_penalty(penalty: float) -> Callable[[nn.Module, Any], Tensor]:
     def loss(net: nn.Module, batch: Any) -> Tensor:
         value: Tensor = net(batch)
         if penalty:
             assert isinstance(net, MaskedNet)
             norms = [part.square().sum() for part in net.scores]
-            value = value + penalty * torch.stack(norms).sum()
+            value = value + (penalty * torch.stack(norms).sum()).to(value.dtype)
         return value
 
     return loss

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from dynprune.core import functional_call
 
@@ -16,8 +17,9 @@ class MaskedNet(nn.Module):
 
     Args:
         loss: Wraps the network; its ``forward(batch)`` is the mean loss.
-        weights: Name to frozen weights w.
-        scores: Name to scores p, which become the parameters.
+        weights: Name to frozen weights w, of one dtype, that of the network.
+        scores: Name to scores p, which become the parameters; of one dtype, at least as
+            wide. Masks are cast, not scores.
         alive: Name to boolean tensor: what may be kept.
         rule: Makes masks of scores and of what is alive, differentiable in the scores.
     """
@@ -36,8 +38,10 @@ class MaskedNet(nn.Module):
         self.scores = nn.ParameterList([nn.Parameter(scores[n]) for n in self.names])
         for index, name in enumerate(self.names):
             self.register_buffer(f"weight_{index}", weights[name].clone())
-            self.register_buffer(f"alive_{index}", alive[name].to(weights[name]))
+            self.register_buffer(f"alive_{index}", alive[name].to(scores[name]))
         self._rule = rule
+        self._dtype = {part.dtype for part in weights.values()}.pop()
+        self._casts = {part.dtype for part in scores.values()} != {self._dtype}
 
     @property
     def alive(self) -> list[Tensor]:
@@ -58,13 +62,19 @@ class MaskedNet(nn.Module):
             A 0-d tensor, differentiable in the scores.
         """
         values = {
-            f"net.{name}": self.get_buffer(f"weight_{index}") * mask
+            f"net.{name}": self.get_buffer(f"weight_{index}") * mask.to(self._dtype)
             for index, (name, mask) in enumerate(
                 zip(self.names, self.masks(), strict=True)
             )
         }
+        if self._casts:  # whoever reads data for scores has them in the scores' dtype
+            batch = pytree.tree_map(self._cast, batch)
         result: Tensor = functional_call(self.loss, values, (batch,))
         return result
+
+    def _cast(self, leaf: Any) -> Any:
+        floats = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return leaf.to(self._dtype) if floats else leaf
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:

@@ -1,13 +1,23 @@
 """What pruners check of a system's prunable weights at the door."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from dynprune.core import InvalidInputError, whole
-from dynprune.system import GradientSystem
+from dynprune.pruning._warn import warn
+from dynprune.system import GradientSystem, weight_names
+
+# what is told to be left out elsewhere, or is no matrix that a layer multiplies by
+_BY_DESIGN = (nn.Embedding, nn.EmbeddingBag, ParametrizationList)
+_NO_WEIGHTS = ("bias", "embed", "token")
+# models of which it was said what stays dense
+_TOLD: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
 
 
 def check_start(system: Any, seed: Any = 0) -> None:
@@ -19,6 +29,10 @@ def check_start(system: Any, seed: Any = 0) -> None:
 
     Raises:
         InvalidInputError: If the system is no GradientSystem, or the seed no integer.
+
+    Warns:
+        NumericalWarning: If weights of other layers than those that are pruned are left
+            out; once for each model, and not where ``parameters=`` chose.
     """
     if not isinstance(system, GradientSystem):
         raise InvalidInputError(
@@ -26,6 +40,58 @@ def check_start(system: Any, seed: Any = 0) -> None:
             "GradientSystem(model, loss_fn, data)."
         )
     whole(seed, name="seed")
+    _say_what_stays(system)
+
+
+def left_out(system: GradientSystem) -> tuple[str, ...]:
+    """Return the weights that no pruner counts and that are no layer's by design.
+
+    These are the coordinates of two or more dimensions longer than one that belong to
+    no Linear, Conv or attention layer, embedding or norm, and are called neither bias
+    nor embedding: those of recurrent layers, and a module's own.
+
+    Args:
+        system: The system.
+
+    Returns:
+        Parameter names, in the order of the network.
+    """
+    names = {id(part): name for name, part in system.module.named_parameters()}
+    wanted, known = set(system.names) - set(system.prunable), set[int]()
+    found: list[str] = []
+    for module in system.module.modules():
+        own = dict(module.named_parameters(recurse=False))
+        by_design = isinstance(module, _BY_DESIGN) or bool(weight_names(module))
+        if by_design or "norm" in type(module).__name__.lower():
+            known |= {id(part) for part in own.values()}
+        found += [
+            names[id(part)]
+            for name, part in own.items()
+            if sum(size > 1 for size in part.shape) > 1
+            and not any(word in name.lower() for word in _NO_WEIGHTS)
+        ]
+    stays = {name for key, name in names.items() if key not in known}
+    return tuple(n for n in dict.fromkeys(found) if n in wanted and n in stays)
+
+
+def _say_what_stays(system: GradientSystem) -> None:
+    model = system.model
+    trainable = {n for n, part in model.named_parameters() if part.requires_grad}
+    if id(model) in _TOLD or trainable != set(system.names) or not system.prunable:
+        return
+    _TOLD[id(model)] = model
+    stay = left_out(system)
+    if not stay:
+        return
+    shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
+    count = sum(math.prod(shapes[name]) for name in stay)
+    more = f" and {len(stay) - 3} more" if len(stay) > 3 else ""
+    warn(
+        f"Left out of the prunable weights: {', '.join(stay[:3])}{more}, {count} "
+        "weights that belong to no Linear, Conv or attention layer. They stay dense, "
+        "and no density counts them. To prune them put masks of your own on: "
+        "system.with_ticket(ticket).with_mask(ticket.masks | {name: mask})."
+    )
 
 
 def check_prunable(names: Collection[str]) -> None:

@@ -58,15 +58,24 @@ def sanity_check(
       weights' values;
     - ``inverted``: in each layer the weights of lowest score; without scores, weights
       that the ticket removes, drawn at random (all of them and some others where a
-      layer removes fewer than it keeps);
+      layer removes fewer than it keeps), see :func:`dynprune.tickets.invert`;
     - ``random``: :math:`(m \circ \pi', \theta')`, forgets both. (A random mask with
       the ticket's own state would be another draw of ``shuffled``.)
+
+    What the system does not train, as a frozen backbone and its running statistics, is
+    the ticket's in all of them. With ``start_step=k > 0`` all five make the steps from
+    k on, the ticket from :math:`\theta_k`, but θ' is an initial state: the drops of
+    ``reinitialised`` and ``random`` include what k missing steps of training cost.
 
     Every seed is one data order, shared by the ticket and its controls, and one draw of
     each control, so that differences pair. A ticket *uses its mask* only if the
     shuffled and the re-initialised copies are both worse by more than the seed noise:
     if both Student intervals of the mean paired difference lie above ``margin``.
     Anything else is no proof of the contrary.
+
+    The state must have values where the ticket prunes. One that was trained under the
+    mask has zeros there: then ``shuffled`` and ``inverted`` lack most of the weights
+    that they keep, and are worse whatever the mask is.
 
     Args:
         ticket: What is checked; or one ticket for each seed, which also counts the
@@ -83,7 +92,8 @@ def sanity_check(
         split: Which split of the problem to compare on.
         scores: What the masks were made of, for ``inverted``; one for each ticket.
         seeds: At least two.
-        start_step: Step k of a ticket rewound to k, where training starts.
+        start_step: Step k of a ticket rewound to k, where training starts, of all
+            copies.
         confidence: Coverage of the intervals, in (0, 1).
         margin: Smallest drop that counts, in units of the metric or loss.
         how: See :func:`dynprune.training.train_many`; ``"auto"`` decides by a
@@ -100,6 +110,9 @@ def sanity_check(
             fewer than two seeds, no step from ``start_step`` on, or neither a problem
             nor data and a model maker.
         ConvergenceError: If a training diverges.
+
+    Warns:
+        NumericalWarning: If the state is zero where the ticket prunes.
 
     Cost:
         Five trainings a seed, and as many evaluations.
@@ -147,10 +160,10 @@ def sanity_check(
             "trained. Pass a smaller one, or a Recipe of more steps."
         )
     judge = _problem(system, problem, held_out, make_model, metric)
-    for one in tickets:
+    for one in {id(one): one for one in tickets}.values():
         check_ticket(one)
     arms = [
-        {TICKET: one} | make_controls(one, judge.model, scores=score, seed=seed)
+        {TICKET: one} | make_controls(one, system, judge.model, scores=score, seed=seed)
         for one, score, seed in zip(tickets, found, seeds, strict=True)
     ]
     runs = train_many(

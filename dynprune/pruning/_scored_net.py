@@ -5,12 +5,14 @@ from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dynprune.core import InvalidInputError, isolated
 from dynprune.pruning._from_scores import survivors
 from dynprune.pruning._numbers import as_number
 from dynprune.pruning._private_copy import private_copy
 from dynprune.pruning._prunable import check_prunable, check_start
+from dynprune.pruning._warn import warn
 from dynprune.system import GradientSystem, MeanLoss, OnCopies
 
 Mode = Literal["eval", "train"]
@@ -26,14 +28,23 @@ class ScoredNet:
         system: The system; neither it nor the user's model is changed.
         mode: Whether batch norm and dropout are in eval or in train mode.
         temperature: The network's output is divided by it.
+        unseen: Whether to warn of batch norms that have seen no batch, in eval mode.
 
     Raises:
         InvalidInputError: If the mode is unknown, the temperature not positive, or
             there is no prunable weight.
+
+    Warns:
+        NumericalWarning: If a batch norm has seen no batch, in eval mode.
     """
 
     def __init__(
-        self, system: GradientSystem, *, mode: Mode = "eval", temperature: float = 1.0
+        self,
+        system: GradientSystem,
+        *,
+        mode: Mode = "eval",
+        temperature: float = 1.0,
+        unseen: Literal["warn", "ignore"] = "warn",
     ) -> None:
         check_start(system)
         system.check_one_process("Scoring weights")
@@ -46,6 +57,8 @@ class ScoredNet:
         check_prunable(system.prunable)
         self._system = system
         net = system.set_mode_(private_copy(system), training=mode == "train")
+        if mode == "eval" and unseen == "warn":
+            _check_norms(net)
         own: dict[str, Tensor] = dict(net.named_parameters())
         for part in own.values():
             part.requires_grad_(False)
@@ -165,6 +178,29 @@ class ScoredNet:
             for share, batch in self.shares(seed=seed):
                 add_(total, self.derivatives(self.loss(batch)), share)
         return total
+
+
+def _check_norms(net: nn.Module) -> None:
+    fresh = [
+        name
+        for name, part in net.named_modules()
+        if isinstance(part, _BatchNorm) and _has_seen_nothing(part)
+    ]
+    if fresh:
+        more = f" and {len(fresh) - 3} more" if len(fresh) > 3 else ""
+        warn(
+            "Weights are scored in eval mode, and the batch norm of "
+            f"{', '.join(map(repr, fresh[:3]))}{more} has seen no batch: with means 0 "
+            "and variances 1 it normalises nothing, and the network is not the one of "
+            "training. Pass mode='train', or train a step first."
+        )
+
+
+def _has_seen_nothing(norm: _BatchNorm) -> bool:
+    mean, var, seen = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    if mean is None or var is None or (seen is not None and bool(seen)):
+        return False
+    return not bool(mean.any()) and bool((var == 1.0).all())
 
 
 def zeros(like: Sequence[Tensor]) -> list[Tensor]:

@@ -32,7 +32,9 @@ def snip_scores(
         system: The system.
         masks: Name to boolean tensor, for each of ``system.prunable``; the system's
             own by default.
-        mode: ``"eval"`` or ``"train"`` for batch norm and dropout; it matters.
+        mode: ``"eval"`` or ``"train"`` for batch norm and dropout; it matters. Before
+            the first step batch norm in eval mode normalises nothing, and what is
+            scored is another network than the one in training: pass ``"train"``.
         seed: Of random loaders and dropout.
 
     Returns:
@@ -40,6 +42,9 @@ def snip_scores(
 
     Raises:
         InvalidInputError: If a mask is missing, not boolean or of a wrong shape.
+
+    Warns:
+        NumericalWarning: If a batch norm has seen no batch, in eval mode.
 
     Cost:
         One gradient, no further forward passes, no HVPs.
@@ -92,7 +97,9 @@ def snip(
         system: What is pruned, on the data it is scored on; the ticket is trained
             from its state.
         density: Fraction to keep, in (0, 1].
-        mode: ``"eval"`` or ``"train"`` for batch norm and dropout; it matters.
+        mode: ``"eval"`` or ``"train"`` for batch norm and dropout; it matters. Before
+            the first step batch norm in eval mode normalises nothing, and what is
+            scored is another network than the one in training: pass ``"train"``.
         collapse: What to do about one; see :func:`from_scores`.
         seed: Of random loaders and dropout.
 
@@ -101,6 +108,9 @@ def snip(
 
     Raises:
         InvalidInputError: See :func:`from_scores`.
+
+    Warns:
+        NumericalWarning: If a batch norm has seen no batch, in eval mode.
 
     Cost:
         One gradient, no further forward passes, no HVPs.

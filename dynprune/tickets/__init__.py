@@ -73,6 +73,9 @@ from dynprune.tickets._sparse_linear import (
 from dynprune.tickets._ticket import (
     Ticket,
 )
+from dynprune.tickets._zeros import (
+    zeros_where_pruned,
+)
 
 __all__ = [
     "Barrier",
@@ -106,4 +109,5 @@ __all__ = [
     "to_sparse",
     "union",
     "unpack_network",
+    "zeros_where_pruned",
 ]

@@ -10,6 +10,7 @@ from dynprune.system import GradientSystem
 from dynprune.tickets._apply import check_masks, check_same
 from dynprune.tickets._measures import CHAIN
 from dynprune.tickets._ticket import Ticket
+from dynprune.tickets._zeros import zeros_where_pruned
 
 Tickets = Ticket | Sequence[Ticket] | Mapping[str, Ticket]
 _DONE = {"shuffle": "shuffled", "reinitialise": "reinitialised"}
@@ -253,3 +254,11 @@ def warnings_of(tickets: Sequence[Ticket], labels: Sequence[str]) -> Iterable[st
         empty = [name for name, mask in ticket.mask_items if not bool(mask.any())]
         if empty:
             yield f"{label} keeps nothing of {', '.join(empty[:4])}"
+        bare = zeros_where_pruned(ticket)
+        if bare:
+            yield (
+                f"{label} has a state that is zero where it prunes, in "
+                f"{', '.join(bare[:4])}: its shuffles uncover zeros, so that the null "
+                "of whatever reads the state is of networks without these weights; "
+                "make the ticket of a state that was not trained under its mask"
+            )

@@ -79,7 +79,8 @@ def compare(
     null is ``shuffles`` layer-wise
     shuffles of the ticket: mean, standard deviation, z (of few shuffles heavier-tailed
     than a normal number), and a permutation p-value that cannot fall below
-    1 / (shuffles + 1).
+    1 / (shuffles + 1). Where a ticket's state is zero at pruned weights, its shuffles
+    uncover zeros; a note names it (:func:`zeros_where_pruned`).
 
     **Between two trained states**, with ``runs``: error and loss barrier
     (:func:`error_barrier`), without a null; and of each the locality of the trained
@@ -105,6 +106,7 @@ def compare(
         problem: What the runs were trained on.
         shuffles: Of each ticket; 0 for no null of the measures of one ticket.
         eigenvalues: How many of the largest eigenvalues of the Hessian; needs a system.
+            One that does not converge is NaN, or left out of the null; a note counts.
         groups: Nodes of the relational graph.
         power: Of the path norm, 1 or 2.
         split: Where barriers are evaluated.

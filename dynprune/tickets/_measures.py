@@ -1,5 +1,6 @@
 """Everything that is measured of one ticket alone."""
 
+import math
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -53,7 +54,8 @@ class TicketMeasures:
         eigenvalues: int,
         seed: int,
     ) -> None:
-        self.notes: list[str] = []
+        self._notes: list[str] = []
+        self._pairs = self._missed = 0
         self.cost = Cost()
         self._system = system
         self._groups, self._power = groups, power
@@ -63,10 +65,22 @@ class TicketMeasures:
         if known is None and system is not None:
             known = system.module
         if known is None:
-            self.notes.append(UNKNOWN)
+            self._notes.append(UNKNOWN)
         self.forms = LayerForms(known)
         self._network = self._network_of(model, example)
         self._normed = self._can_norm(first)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What could not be measured so far, and why."""
+        if not self._missed:
+            return tuple(self._notes)
+        return (
+            *self._notes,
+            f"hessian_eigenvalue: {self._missed} of {self._pairs} did not converge to "
+            f"{_TOL:g} and are left out, of tickets and of shuffles; pass fewer "
+            "eigenvalues=, or system.double()",
+        )
 
     def of(self, ticket: Ticket) -> Values:
         """Measure one ticket.
@@ -136,12 +150,21 @@ class TicketMeasures:
         self.cost += Cost(gradients=1.0)
         if self._eigenvalues:
             pairs = eigenpairs(
-                HessianOperator(masked), self._eigenvalues, tol=_TOL, seed=self._seed
+                HessianOperator(masked),
+                self._eigenvalues,
+                tol=_TOL,
+                seed=self._seed,
+                throw=False,
             )
             self.cost += Cost(hvps=float(pairs.matvecs))
+            self._pairs += len(pairs.values)
+            self._missed += int((~pairs.converged).sum())
+            marked = zip(pairs.values, pairs.converged, strict=True)
             found |= {
                 (f"hessian_eigenvalue_{index + 1}", ALL): float(value)
-                for index, value in enumerate(pairs.values)
+                if converged
+                else math.nan
+                for index, (value, converged) in enumerate(marked)
             }
         return found
 
@@ -151,17 +174,17 @@ class TicketMeasures:
         if self._chain:
             known = self._system is not None
             way = "leave out model='chain'" if known else "pass model= or system="
-            self.notes.append(f"path_norm: {way}")
+            self._notes.append(f"path_norm: {way}")
             return None
         if self._system is None:
-            self.notes.append(
+            self._notes.append(
                 "effective_density, path_norm: pass system=, model= or model='chain'"
             )
             return None
         if example is None:
             example = _one_of(self._system)
         if example is None:
-            self.notes.append(
+            self._notes.append(
                 "effective_density, path_norm: the system's batches are no (x, y) of "
                 "floating-point x; pass example="
             )
@@ -176,7 +199,7 @@ class TicketMeasures:
                 ticket.masked_state, dict(ticket.buffer_items), power=self._power
             )
         except InvalidInputError as error:
-            self.notes.append(f"path_norm: {error}")
+            self._notes.append(f"path_norm: {error}")
             return False
         return True
 

@@ -24,14 +24,24 @@ _KIND = "ticket"
 
 
 @final
+class _Owned(Items):
+    """Hold what a ticket has copied; tickets made of it share the tensors."""
+
+    __slots__ = ()
+
+
+@final
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True, weakref_slot=True)
 class Ticket:
     r"""Hold masks m with the state θ that the survivors are to be trained from.
 
     The network of a ticket is :math:`m \odot \theta`; its density is
     :math:`d = \sum m / N` over the N prunable weights. The state is kept whole, so
-    that a shuffled mask finds the weights it uncovers. Tensors are copies on the CPU.
-    Make one with :meth:`make`, a pruner, or :meth:`load`.
+    that a shuffled mask finds the weights it uncovers; one that was trained under the
+    mask has zeros there (:func:`zeros_where_pruned`). Tensors are copies on the CPU.
+    Make one with :meth:`make`, a pruner, or :meth:`load`. A ticket that is made of
+    another one's ``state_items``, as by ``dataclasses.replace``, shares its tensors:
+    do not write into items, ``state`` and ``masks`` are copies.
 
     Args:
         mask_items: Parameter name and boolean tensor, True = kept.
@@ -359,10 +369,11 @@ class Ticket:
         low = min(densities, key=lambda name: densities[name])
         high = max(densities, key=lambda name: densities[name])
         made = self.provenance
+        size = sum(part.numel() for _, part in self.state_items)
         return "\n".join([
             f"Ticket by {made.made_by}, seed {made.seed}",
             f"kept      {self.kept} of {self.prunable_size} prunable weights "
-            f"(density {self.density:.4g})",
+            f"(density {self.density:.4g}), of {size} parameters in all",
             f"layers    {len(densities)}; thinnest {low} {densities[low]:.3g}, "
             f"fullest {high} {densities[high]:.3g}",
             f"state     {len(self.state_items)} parameters, {made.dtype}; "
@@ -415,6 +426,8 @@ class Ticket:
 
 
 def _copies(items: Iterable[tuple[str, Tensor]]) -> Items:
+    if isinstance(items, _Owned):
+        return items
     found = []
     for name, part in items:
         if not isinstance(part, Tensor) or part.is_meta or _is_float8(part.dtype):
@@ -426,7 +439,7 @@ def _copies(items: Iterable[tuple[str, Tensor]]) -> Items:
                 "data, of at least 16 bits where it is floating-point."
             )
         found.append((name, part.detach().to("cpu", copy=True).contiguous()))
-    return tuple(found)
+    return _Owned(found)
 
 
 def _is_float8(dtype: torch.dtype) -> bool:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dynprune.core import InvalidInputError, NumericalWarning
-from dynprune.pruning import from_scores, magnitude, random
+from dynprune.pruning import from_scores, magnitude, random, snip
 from dynprune.system import GradientSystem
 
 CE = nn.functional.cross_entropy
@@ -199,10 +199,56 @@ def test_pairs_that_are_no_examples_are_not_cut(kind):
         x = torch.randn(5, 16, 3, generator=draw, dtype=torch.float64)
         batch = x, torch.randint(0, 4, (16,), generator=draw)
         net, loss = Steps(), lambda net, batch: CE(net(batch[0]), batch[1])
-    system = GradientSystem(net, None, [batch], batch_loss=loss)
+    own = None if kind == "graph" else "head.*"  # recurrent weights stay dense
+    system = GradientSystem(net, None, [batch], batch_loss=loss, parameters=own)
     ticket = magnitude(system, density=0.5)
     assert finding(ticket)["dependence"] == "kept"
     assert finding(ticket)["check_gradients"] == 1.0
+
+
+class Named(nn.Module):
+    """Takes a dictionary of tensors, one of which is no example's."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.second((self.first(x["a"]) + x["b"] + x["shift"]).tanh())
+
+
+@pytest.mark.parametrize("kind", ["loader", "one batch"])
+@pytest.mark.parametrize("prune", [snip, magnitude])
+def test_pairs_of_a_dictionary_and_targets_are_scored_whole(prune, kind):
+    make = torch.Generator().manual_seed(0)
+    net = Named().double()
+    with torch.no_grad():
+        for part in net.parameters():
+            part.copy_(torch.randn(part.shape, generator=make, dtype=part.dtype))
+    (a, y), (b, _) = classes(12, 4, 3), classes(12, 6, 3)
+    shift = torch.ones(6, dtype=torch.float64)
+    batches = [({"a": a, "b": b, "shift": shift}, y)]
+    if kind == "loader":
+        batches = [
+            ({"a": a[own], "b": b[own], "shift": shift}, y[own])
+            for own in torch.arange(12).split(5)
+        ]
+    system = GradientSystem(net, CE, batches)
+    ticket = prune(system, density=0.5)
+    assert ticket.kept == 21
+    assert finding(ticket)["dependence"] == "kept"
+    # a score by hand, and a mask that keeps nothing of the second layer
+    loss = CE(net({"a": a, "b": b, "shift": shift}), y)
+    slopes = torch.autograd.grad(loss, [net.first.weight, net.second.weight])
+    sizes = [net.first.weight, net.second.weight]
+    if prune is snip:
+        sizes = [part * slope for part, slope in zip(sizes, slopes, strict=True)]
+    flat = torch.cat([part.detach().abs().reshape(-1) for part in sizes])
+    kept = torch.cat([mask.reshape(-1) for mask in ticket.masks.values()])
+    assert flat[kept].min() >= flat[~kept].max()
+    gone = {"first.weight": torch.ones(6, 4) > 0, "second.weight": torch.ones(3, 6) < 0}
+    with pytest.raises(InvalidInputError, match=LOST):
+        by_masks(system, gone)
 
 
 def test_buffers_that_forward_passes_change_stay():

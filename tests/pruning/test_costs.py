@@ -49,7 +49,7 @@ FORMULAS = {
         Cost(gradients=3 * TRAINING, steps=3 * STEPS),
     ),
     "early_bird": (
-        {"train": RECIPE, "unit": "weight", "window": 2, "tolerance": 0.99},
+        {"train": RECIPE, "unit": "weight", "window": 2, "tolerance": 0.9},
         Cost(gradients=1.0, steps=4),  # two looks, before the epochs 0 and 1
     ),
     **{
@@ -127,7 +127,7 @@ def test_every_gradient_of_a_step_counts(name):
     if name in {"early_bird", "imp"}:
         knobs = {"train": Recipe(newton, steps=STEPS, batch_size=20)}
     if name == "early_bird":
-        knobs |= {"unit": "weight", "window": 2, "tolerance": 0.99}
+        knobs |= {"unit": "weight", "window": 2, "tolerance": 0.9}
     if name == "imp":
         density = {"densities": (1.0, 0.5)}
     CountedLBFGS.seen = 0

@@ -64,9 +64,19 @@ def gem_miner(scores, alive, density):
     return {n: (s > threshold) * alive[n] for n, s in scores.items()}
 
 
+def masked_low(scores, alive):
+    """Pruned weights score 0, as in those codes, and no more than any that is alive.
+
+    The codes multiply by the mask. Their own scores are of one sign, but for GraSP's,
+    whose code never meets a mask: there zero would stand above what is alive.
+    """
+    lowest = min(s[alive[n] == 1].min(initial=0.0) for n, s in scores.items())
+    return {n: np.where(alive[n] == 1, s, lowest) for n, s in scores.items()}
+
+
 def synflow(scores, alive, density):
     """Synaptic-Flow: masked scores are zero; k-th lowest of all, what is ≤ it goes."""
-    masked = {n: s * alive[n] for n, s in scores.items()}
+    masked = masked_low(scores, alive)
     every = np.concatenate([s.ravel() for s in masked.values()])
     k = int((1.0 - density) * every.size)
     if k < 1:
@@ -77,7 +87,7 @@ def synflow(scores, alive, density):
 
 def grasp(scores, alive, density):
     """GraSP: of the negated scores, those ≤ the k-th largest stay."""
-    negated = {n: np.where(alive[n] == 1, -s, 0.0) for n, s in scores.items()}
+    negated = {n: -s for n, s in masked_low(scores, alive).items()}
     every = np.concatenate([s.ravel() for s in negated.values()])
     k = int(every.size * (1 - density))
     if k == 0:
@@ -88,13 +98,14 @@ def grasp(scores, alive, density):
 
 def force(scores, alive, density):
     """FORCE: int(N d) highest, and whatever ties with the last of them."""
-    masked = {n: s * alive[n] for n, s in scores.items()}
+    masked = masked_low(scores, alive)
     every = np.concatenate([s.ravel() for s in masked.values()])
     k = int(every.size * density)
     acceptable = np.sort(every)[::-1][:k][-1]
     return {n: (s >= acceptable) * alive[n] for n, s in masked.items()}
 
 
+KINDS = ["distinct", "ties", "clamped", "signed", "negative"]
 RULES = [open_lth, lth2018, gem_miner, synflow, grasp, force]
 
 
@@ -103,6 +114,16 @@ def drawn(kind: str, seed: int, dtype=torch.float64):
     if kind == "ties":
         return {
             n: torch.randint(0, 6, shape, generator=make).to(dtype)
+            for n, shape in SHAPES.items()
+        }
+    if kind == "signed":  # as those of GraSP are
+        return {
+            n: torch.randn(shape, generator=make, dtype=dtype)
+            for n, shape in SHAPES.items()
+        }
+    if kind == "negative":
+        return {
+            n: -torch.rand(shape, generator=make, dtype=dtype)
             for n, shape in SHAPES.items()
         }
     if kind == "clamped":  # half of them zero
@@ -155,7 +176,7 @@ def check(rule, scores, alive, density):
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
-@pytest.mark.parametrize("kind", ["distinct", "ties", "clamped"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_bit_for_bit(rule, kind, masked):
     made = [
@@ -169,10 +190,11 @@ def test_bit_for_bit(rule, kind, masked):
     seed=st.integers(0, 10**6),
     density=st.floats(1e-3, 1.0),
     rule=st.sampled_from(RULES),
-    kind=st.sampled_from(["distinct", "ties", "clamped"]),
+    kind=st.sampled_from(KINDS),
+    masked=st.booleans(),
 )
-def test_bit_for_bit_at_any_density(seed, density, rule, kind):
-    check(rule, drawn(kind, seed), None, density)
+def test_bit_for_bit_at_any_density(seed, density, rule, kind, masked):
+    check(rule, drawn(kind, seed), thinned(seed) if masked else None, density)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

@@ -1,5 +1,6 @@
 import copy
 import itertools
+import re
 import warnings
 
 import numpy as np
@@ -191,7 +192,7 @@ def test_search_agrees_with_the_transcription(tolerance):
 
 def test_the_penalty_is_the_l1_norm_of_the_scales():
     _, system = problem()
-    knobs = {"train": recipe(lr=0.1), "density": 0.5, "window": 2, "tolerance": 0.99}
+    knobs = {"train": recipe(lr=0.1), "density": 0.5, "window": 2, "tolerance": 0.9}
     with_, without = (
         early_bird(system, penalty=lam, **knobs).ticket.state for lam in (0.5, 0.0)
     )
@@ -294,6 +295,34 @@ def test_weights_stop_by_the_same_rule_without_batch_norm():
     assert all(torch.equal(found.ticket.masks[n], m) for n, m in chosen.items())
     assert found.network is None
     assert "unit" in dict(found.provenance.settings)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "most"),
+    [
+        ({"unit": "weight", "density": 0.05}, "keep 6 of 125 weights .* 0.096 of"),
+        ({"unit": "weight", "density": 0.96}, "keep 120 of 125 weights .* 0.08 of"),
+        ({"density": 0.2, "tolerance": 0.4}, "keep 3 of 15 channels .* 0.4 of"),
+        ({"prune_ratio": 0.8, "tolerance": 0.3}, "keep 2 of 15 channels .* 0.267 of"),
+    ],
+    ids=["few weights", "nearly all", "channels", "the source's rule"],
+)
+def test_a_stopping_rule_that_cannot_fail_is_warned_of(knobs, most):
+    _, system = problem()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        early_bird(system, train=recipe(lr=3.0), collapse="ignore", **knobs)
+    found = [str(one.message) for one in said if "cannot fail" in str(one.message)]
+    assert len(found) == 1
+    assert re.search(f"{most} .*Pass a smaller tolerance", found[0])
+    # a tolerance below the bound lets training decide, and so does the whole network
+    for other in ({**knobs, "tolerance": 0.0}, {"unit": "weight", "density": 1.0}):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            early_bird(
+                system, train=recipe(lr=3.0), collapse="ignore", throw=False, **other
+            )
+        assert not any("cannot fail" in str(one.message) for one in said)
 
 
 def test_no_ticket_within_the_budget_carries_the_result():

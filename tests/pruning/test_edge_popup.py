@@ -163,3 +163,18 @@ def test_refusals(knobs, message):
     system = GradientSystem(small_net(), CE, classes(12, 3, 3))
     with pytest.raises(InvalidInputError, match=message):
         edge_popup(system, **knobs)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_scores_of_a_model_in_half_precision_choose_and_not_ties(scope):
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        net = small_net(widths=(6, 256, 3)).to(dtype)
+        x, y = classes(16, 6, 3)
+        system = GradientSystem(net, CE, (x.to(dtype), y))
+        resting = lambda params: torch.optim.SGD(params, lr=0.0)  # noqa: E731
+        knobs = {"density": 0.9, "epochs": 1, "optimizer": resting}
+        found.append(edge_popup(system, scope=scope, **knobs))
+    half, single = found
+    assert half.state["0.weight"].dtype == torch.bfloat16
+    assert all(torch.equal(half.masks[n], m) for n, m in single.masks.items())

@@ -95,7 +95,7 @@ PRUNERS = {
     "imp": levels("global"),
     "imp by layer": levels("layer"),
     "early_bird": functools.partial(
-        early_bird, train=RECIPE, unit="weight", window=2, tolerance=0.99
+        early_bird, train=RECIPE, unit="weight", window=2, tolerance=0.9
     ),
 }
 

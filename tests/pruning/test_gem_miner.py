@@ -551,3 +551,48 @@ def test_on_a_gpu_as_on_the_cpu(pruner):
         tickets.append(pruner(system, density=0.5, epochs=6))
     a, b = tickets
     assert all(torch.equal(b.masks[n], mask) for n, mask in a.masks.items())
+
+
+def wide_system(dtype, width=64):
+    net = small_net(widths=(6, width, 3)).to(dtype)
+    x, y = classes(16, 6, 3)
+    return GradientSystem(net, CE, (x.to(dtype), y))
+
+
+def resting(parameters):
+    return torch.optim.SGD(parameters, lr=0.0)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1e-4])
+@pytest.mark.parametrize("rule", ["exact", "gem_miner"])
+def test_scores_of_a_model_in_half_precision_choose_and_not_ties(rule, penalty):
+    # bfloat16 tells some 200 numbers of [0, 1) apart, and there are 2304 weights
+    knobs = {"density": 0.1, "epochs": 7, "optimizer": resting, "penalty": penalty}
+    found, expected = (
+        gem_miner(wide_system(dtype, 256), rule=rule, **knobs)
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert found.kept == expected.kept
+    assert all(torch.equal(found.masks[n], m) for n, m in expected.masks.items())
+    assert {part.dtype for part in found.state.values()} == {torch.bfloat16}
+    a, b = (dict(one.provenance.settings) for one in (found, expected))
+    assert a["kept_counts"] == b["kept_counts"]
+    assert a["active"] == b["active"]
+
+
+@pytest.mark.parametrize("prune", [gem_miner, edge_popup])
+def test_scores_of_a_model_in_half_precision_move_in_single(prune):
+    # a step of 1e-5 is lost on eight bits of a score
+    seen = []
+
+    def small_steps(parameters):
+        seen.extend((part, part.detach().clone()) for part in parameters)
+        return torch.optim.SGD(parameters, lr=1e-5)
+
+    system = wide_system(torch.bfloat16)
+    ticket = prune(system, density=0.5, epochs=7, optimizer=small_steps)
+    assert {part.dtype for part in ticket.state.values()} == {torch.bfloat16}
+    for part, start in seen:
+        assert part.dtype == torch.float32
+        moves = (part.detach() - start).abs()
+        assert 0 < moves.max() < 1e-3

@@ -109,6 +109,36 @@ def test_levels_are_the_loop_written_by_hand(rewind_step):
         assert same(run.levels[n].state, trained)
 
 
+def tensors_of(run):
+    """Each tensor of a run by where it lies."""
+    found = {}
+    for owner in (*run.tickets, *run.levels):
+        for slot in ("state_items", "buffer_items"):
+            found |= {t.data_ptr(): t for _, t in getattr(owner, slot) if t.numel()}
+    return found
+
+
+@pytest.mark.parametrize("source", ["made", "loaded"])
+def test_tickets_of_one_state_hold_it_once(source, tmp_path):
+    model, system = problem(norm_net())
+    run = imp(system, densities=DENSITIES, rewind_step=2, train=recipe(), **QUIET)
+    if source == "loaded":
+        run.save(tmp_path / "run")
+        run = IMPRun.load(tmp_path / "run")
+    first = run.tickets[0]
+    for ticket in run.tickets[1:]:
+        for slot in ("state_items", "buffer_items"):
+            pairs = zip(getattr(first, slot), getattr(ticket, slot), strict=True)
+            assert all(a.data_ptr() == b.data_ptr() for (_, a), (_, b) in pairs)
+    state = sum(part.nbytes for part in model.state_dict().values())
+    held = sum(part.nbytes for part in tensors_of(run).values())
+    assert held == (1 + len(run.levels)) * state
+    # what is handed out is a copy, as ever
+    first.state["0.weight"].zero_()
+    assert run.tickets[1].state["0.weight"].any()
+    assert {part.device.type for part in tensors_of(run).values()} == {"cpu"}
+
+
 def test_cost_adds_up():
     _, system = problem()
     run = imp(

@@ -107,6 +107,24 @@ def test_erk_tickets_have_the_exact_count_near_their_densities(density, seed):
         assert abs(int(mask.sum()) - wanted * mask.numel()) < 1 + 1e-9
 
 
+ERK_THIN = system_of(200, 100, 2, 2, 2, 2)
+
+
+@given(density=st.floats(2e-4, 3e-3))
+def test_erk_keeps_no_more_where_thin_layers_ask_for_less_than_one(density):
+    total = sum(math.prod(shape) for shape in shapes_of(ERK_THIN).values())
+    ticket = erk(ERK_THIN, density=density, collapse="ignore")
+    counts = [int(mask.sum()) for mask in ticket.masks.values()]
+    assert min(counts) == 1
+    assert sum(counts) == max(5, kept_count(density, total))
+
+
+def test_erk_takes_back_from_the_layer_that_was_rounded_down_least():
+    # 7.25, 2.46 and three times 0.10 are 7, 2 and three ones: two too many
+    ticket = erk(ERK_THIN, density=10 / 20212, collapse="ignore")
+    assert [int(mask.sum()) for mask in ticket.masks.values()] == [6, 1, 1, 1, 1]
+
+
 def test_erk_keeps_one_weight_in_every_layer():
     ticket = erk(ERK_CONV, density=1e-6, collapse="ignore")
     assert [int(mask.sum()) for mask in ticket.masks.values()] == [1, 1, 1]
@@ -190,6 +208,17 @@ def test_lamp_keeps_the_largest_of_each_layer_until_the_end():
         assert place == int(sizes.argmax())
     with pytest.raises(InvalidInputError, match=r"empty layers: '2\.weight'"):
         magnitude(system, density=0.3)
+
+
+def test_lamp_of_equally_large_weights_shares_the_score():
+    system = system_of(2, 2, 3)
+    one = torch.tensor([2.0, 2.0, 1.0, -2.0, 0, 0, 9, 3, 3, 3, 3, 3, 0, 0, 0]).double()
+    found = lamp_scores(system, state=one)
+    assert found["0.weight"].tolist() == [[1 / 3, 1 / 3], [1 / 13, 1 / 3]]
+    assert found["2.weight"].max() == 1.0
+    # so that a layer of ties is empty before the rest of the other one is gone
+    ends = lamp(system, state=one, density=1 / 10, collapse="ignore").masks
+    assert [int(mask.sum()) for mask in ends.values()] == [0, 1]
 
 
 def test_lamp_orders_each_layer_by_magnitude():

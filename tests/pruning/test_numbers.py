@@ -79,7 +79,7 @@ PRUNERS = {
         sparse_evolution, train=RECIPE, update_every=2
     ),
     "early_bird": functools.partial(
-        early_bird, train=RECIPE, unit="weight", window=2, tolerance=0.99
+        early_bird, train=RECIPE, unit="weight", window=2, tolerance=0.9
     ),
 }
 
@@ -156,7 +156,7 @@ COUNTS = {
     "window of early_bird": (
         early_bird,
         "window",
-        {"train": RECIPE, "unit": "weight", "tolerance": 0.99},
+        {"train": RECIPE, "unit": "weight", "tolerance": 0.9},
     ),
 }
 

@@ -75,18 +75,31 @@ def test_sequential_order_is_the_greedy_one():
         assert torch.nonzero(mask).reshape(-1).tolist() == left
 
 
-def test_sequential_is_no_worse_than_one_shot_somewhere_better():
-    gains = []
-    for seed in range(6):
-        system, _, _ = minimum(seed=seed)
+def test_sequential_is_better_than_one_shot_on_average_and_neither_than_the_best():
+    # greedy is no theorem: on some problems the mask of one shot is the better one
+    found = []
+    for seed in range(20):
+        system, best, (x, y) = minimum(seed=seed)
         rises = [
             dict(obs(system, density=0.5, order=order, **EXACT).provenance.settings)[
                 "predicted_rise"
             ]
             for order in ("one-shot", "sequential")
         ]
-        gains.append(rises[0] - rises[1])
-    assert max(gains) > 0
+        losses = [
+            minimised(x, y, list(kept))[1]
+            for kept in itertools.combinations(range(6), 3)
+        ]
+        least = float(torch.stack(losses).min() - system.loss(best))
+        assert min(rises) >= least * (1 - 1e-9)
+        found.append([*rises, least])
+    one_shot, sequential, least = torch.tensor(found, dtype=torch.float64).unbind(1)
+    assert sequential.mean() < one_shot.mean()
+    better, worse = sequential < one_shot - 1e-12, sequential > one_shot + 1e-12
+    assert better.sum() > 2 * worse.sum()
+    # and it finds the best of the 20 masks more often
+    hits = [(rise < 1.001 * least).sum() for rise in (one_shot, sequential)]
+    assert hits[1] > hits[0]
 
 
 @pytest.mark.parametrize("block_size", [5, 12, None], ids=str)

@@ -9,7 +9,14 @@ from problems import classes, small_net
 from torch import nn
 from torch.optim import lr_scheduler
 
-from dynprune.core import Cost, InvalidInputError, cite, derive_seed, generator
+from dynprune.core import (
+    Cost,
+    InvalidInputError,
+    NumericalWarning,
+    cite,
+    derive_seed,
+    generator,
+)
 from dynprune.pruning import (
     IMPRun,
     densities_by_factor,
@@ -19,6 +26,7 @@ from dynprune.pruning import (
     kept_count,
 )
 from dynprune.system import GradientSystem
+from dynprune.tickets import zeros_where_pruned
 from dynprune.training import Recipe
 
 CE = nn.functional.cross_entropy
@@ -154,9 +162,10 @@ def test_levels_are_the_loop_written_by_hand(rewind, k, untouched):
         for name, mask in ticket.masks.items():
             assert torch.equal(mask, masks[name].bool())
             assert not level.state[name][~mask].any()
+        started = {k: t * masks[k] if k in masks else t for k, t in begin.items()}
         close(
-            ticket.state | ticket.buffers,
-            {name: begin[name] for name in [*ticket.state, *ticket.buffers]},
+            ticket.masked_state | ticket.buffers,
+            {name: started[name] for name in [*ticket.state, *ticket.buffers]},
         )
         close(
             level.state | level.buffers,
@@ -211,8 +220,28 @@ def test_rewinding_does_something():
         assert not torch.equal(a.levels[1].state["0.bias"], b.levels[1].state["0.bias"])
     late = ends["learning-rate"]
     for n in (1, 2):
-        before = late.levels[n - 1].state
-        assert all(torch.equal(late.tickets[n].state[k], t) for k, t in before.items())
+        before, masks = late.levels[n - 1].state, late.tickets[n].masks
+        for name, part in late.tickets[n].masked_state.items():
+            mask = masks.get(name, torch.ones(()))
+            assert torch.equal(part, before[name] * mask)
+
+
+@pytest.mark.parametrize("rewind", ["learning-rate", "fine-tune"])
+def test_pruned_weights_keep_the_values_they_were_last_trained_to(rewind):
+    # so that a shuffled mask finds weights, not zeros
+    _, system = problem()
+    run = imp(system, densities=DENSITIES, train=recipe(), rewind=rewind)
+    expected = run.levels[0].state
+    for n in (1, 2):
+        if n == 2:
+            last, kept = run.levels[1].state, run.tickets[1].masks
+            for name in WEIGHTS:
+                expected[name] = last[name].where(kept[name], expected[name])
+            expected = last | {name: expected[name] for name in WEIGHTS}
+        state = run.tickets[n].state
+        assert all(torch.equal(state[name], part) for name, part in expected.items())
+        assert all(bool(state[name].all()) for name in WEIGHTS)
+        assert zeros_where_pruned(run.tickets[n]) == ()
 
 
 def test_fine_tuning_takes_over_whatever_the_schedule_moves():
@@ -257,6 +286,38 @@ def test_fine_tuning_takes_over_whatever_the_schedule_moves():
     )
     for name, part in found.parameters.items():
         assert torch.equal(given.levels[1].state[name], part)
+
+
+def by_cosine(made):
+    return lr_scheduler.CosineAnnealingLR(made, STEPS - 1, eta_min=1e-8)
+
+
+def test_fine_tuning_at_the_end_of_a_cosine_is_warned_of():
+    # 1e-8 of 0.1: the levels from 1 on would stay where they are
+    _, system = problem()
+    knobs = {"densities": (1.0, 0.5), "rewind": "fine-tune"}
+    say = r"last one, is 1e-08, and the largest of the run 0\.1: .* Pass fine_tune=Rec"
+    with pytest.warns(NumericalWarning, match=say) as said:
+        run = imp(system, train=recipe(schedule=by_cosine), **knobs)
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    start, end = run.tickets[1].masked_state["0.weight"], run.levels[1].state
+    assert torch.allclose(start, end["0.weight"], atol=1e-6)
+    imp(system, train=recipe(schedule=by_cosine), fine_tune=recipe(), **knobs)
+
+
+def test_fine_tuning_is_quiet_where_a_group_still_moves():
+    def groups(parameters):
+        kinds = ({"params": parameters[:1]}, {"params": parameters[1:], "lr": 1e-2})
+        return torch.optim.SGD(kinds, lr=0.1)
+
+    def first_only(made):
+        factors = [lambda step: 0.5 ** (4 * step), lambda step: 0.5**step]
+        return lr_scheduler.LambdaLR(made, factors)
+
+    _, system = problem()
+    knobs = {"densities": (1.0, 0.5), "rewind": "fine-tune"}
+    imp(system, train=Recipe(groups, schedule=first_only, steps=STEPS), **knobs)
 
 
 def test_cost_of_each_way():

@@ -10,9 +10,9 @@ from scipy import stats
 from torch import Tensor, nn
 
 import dynprune as dp
-from dynprune.core import InvalidInputError, generator
+from dynprune.core import InvalidInputError, NumericalWarning, generator
 from dynprune.pruning import SanityCheck, from_scores, sanity_check
-from dynprune.pruning._sanity_check_controls import CONTROLS, inverted, make_controls
+from dynprune.pruning._sanity_check_controls import CONTROLS, make_controls
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
 from dynprune.training import Recipe, evaluate
@@ -52,12 +52,13 @@ def student(state: Tensor | None = None) -> GradientSystem:
 
 
 def planted() -> tuple[GradientSystem, Ticket, dict[str, Tensor]]:
-    """The teacher's support, with weights near the teacher's.
+    """The teacher's support, with weights near the teacher's, and no zero elsewhere.
 
     Any other mask loses weights that nothing replaces (the inputs are independent),
     and 12 small steps do not undo another initial state.
     """
-    system = student(teacher() * 0.9)
+    draw = torch.rand(1, INPUTS, generator=generator(7), dtype=torch.float64)
+    system = student(teacher() * 0.9 + 0.01 * draw)
     scores = {"weight": teacher().abs()}
     return system, from_scores(system, scores, density=TEACHER / INPUTS), scores
 
@@ -129,7 +130,7 @@ def test_every_number_is_the_one_made_by_hand() -> None:
     net = copy.deepcopy(system.module)
     for column, seed in enumerate(seeds):
         arm = {"ticket": ticket} | make_controls(
-            ticket, make_model, scores=None, seed=seed
+            ticket, system, make_model, scores=None, seed=seed
         )
         for row, one in enumerate(arm.values()):
             RECIPE(system.with_ticket(one), seed=seed).apply_(net)
@@ -161,7 +162,7 @@ def test_controls_keep_the_layer_densities_and_forget_what_they_should() -> None
     system = GradientSystem(net, MSE, data)
     ticket = dp.pruning.magnitude(system, density=0.4)
 
-    made = make_controls(ticket, fresh, scores=None, seed=1)
+    made = make_controls(ticket, system, fresh, scores=None, seed=1)
     assert tuple(made) == CONTROLS
     for one in made.values():
         assert one.layer_densities == ticket.layer_densities
@@ -177,21 +178,56 @@ def test_controls_keep_the_layer_densities_and_forget_what_they_should() -> None
         assert torch.equal(states["random"][name], states["reinitialised"][name])
         common = int((masks["inverted"][name] & mask).sum())
         assert common == max(0, 2 * int(mask.sum()) - mask.numel())
-    again = make_controls(ticket, fresh, scores=None, seed=1)
-    other = make_controls(ticket, fresh, scores=None, seed=2)
+    again = make_controls(ticket, system, fresh, scores=None, seed=1)
+    other = make_controls(ticket, system, fresh, scores=None, seed=2)
     for name in ("shuffled", "inverted", "random"):
         key = "0.weight"
         assert torch.equal(again[name].masks[key], masks[name][key])
         assert not torch.equal(other[name].masks[key], masks[name][key])
 
 
-def test_inverted_scores_keep_the_lowest_of_each_layer() -> None:
-    masks = {"a": torch.tensor([True, True, False, False]), "b": torch.tensor([True])}
-    state = {name: torch.ones(mask.shape) for name, mask in masks.items()}
-    scores = {"a": torch.tensor([0.0, 5.0, 0.0, 0.0]), "b": torch.tensor([1.0])}
-    found = inverted(Ticket.make(masks, state), scores, seed=0).masks
-    assert found["a"].tolist() == [True, False, True, False]  # ties to the lower index
-    assert found["b"].tolist() == [True]
+def test_inverted_is_that_of_tickets_and_says_so() -> None:
+    system, ticket, scores = planted()
+    for given in (scores, None):
+        made = make_controls(ticket, system, make_model, scores=given, seed=3)
+        found = made["inverted"]
+        settings = dict(found.provenance.settings)
+        assert found.provenance.made_by == "tickets.invert"
+        assert settings["origin"] == "pruning.from_scores"
+        assert settings["scores"] == (given is not None)
+        expected = dp.tickets.invert(ticket, given, seed=found.provenance.seed)
+        assert torch.equal(found.masks["weight"], expected.masks["weight"])
+        lowest = found.masks["weight"] & ticket.masks["weight"]
+        assert not lowest.any()  # a quarter is kept: there is room for others
+
+
+def test_what_is_frozen_is_the_tickets_in_every_control() -> None:
+    def fresh(seed: int) -> nn.Module:
+        with dp.core.isolated(seed):
+            body = nn.Sequential(
+                nn.Linear(6, 5), nn.BatchNorm1d(5), nn.BatchNorm1d(5, affine=False)
+            )
+            head = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        return nn.Sequential(body, head)
+
+    net = fresh(0)
+    net(3.0 + torch.ones(8, 6).cumsum(0))  # statistics of its own
+    net[0].requires_grad_(False)
+    data = (torch.arange(48.0).view(8, 6).sin(), torch.ones(8, 2))
+    frozen = [n for n, p in net.named_parameters() if not p.requires_grad]
+    for system in (
+        GradientSystem(net, MSE, data),
+        GradientSystem(copy.deepcopy(net).requires_grad_(), MSE, data, parameters="1*"),
+    ):
+        ticket = dp.pruning.magnitude(system, density=0.5)
+        made = make_controls(ticket, system, fresh, scores=None, seed=1)
+        for name in ("reinitialised", "random"):
+            state, buffers = made[name].state, made[name].buffers
+            for key, part in ticket.state.items():
+                same = torch.equal(state[key], part)
+                assert same == (key in frozen or key in {"1.1.weight", "1.1.bias"})
+            for key, part in ticket.buffers.items():
+                assert torch.equal(buffers[key], part) == key.startswith("0.")
 
 
 def test_a_problem_gives_models_data_and_metric() -> None:
@@ -270,6 +306,15 @@ def test_a_dense_ticket_has_no_mask_to_check() -> None:
         check(system, whole)
     with pytest.raises(InvalidInputError, match="2 tickets and 5 seeds"):
         check(system, [whole, whole])
+
+
+def test_a_state_of_zeros_where_pruned_is_no_control() -> None:
+    system = student(teacher() * 0.9)
+    ticket = from_scores(system, {"weight": teacher().abs()}, density=0.25)
+    with pytest.warns(NumericalWarning, match="zero where it prunes, in weig") as said:
+        check(system, ticket)
+    assert len(said) == 1
+    assert said[0].filename == __file__
 
 
 @pytest.mark.parametrize("start_step", [12, 13])

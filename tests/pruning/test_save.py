@@ -71,7 +71,7 @@ def some_runs() -> Runs:
 
 
 def a_draw(system: GradientSystem | None = None, **knobs) -> EarlyBird:
-    knobs = {"density": 0.6, "window": 2, "tolerance": 0.9} | knobs
+    knobs = {"density": 0.6, "window": 2, "tolerance": 0.75} | knobs
     return early_bird(system or system_of(), train=recipe(), **knobs)
 
 

@@ -5,7 +5,7 @@ import torch
 from problems import small_net
 from torch import Tensor, nn
 
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, NumericalWarning
 from dynprune.pruning import (
     force,
     force_scores,
@@ -47,6 +47,53 @@ class ReturnsItsLoss(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return CE(self.net(x), y)
+
+
+def with_norm() -> nn.Sequential:
+    first, act, last = small_net(widths=(4, 6, 3))
+    return nn.Sequential(first, nn.BatchNorm1d(6), act, last).double()
+
+
+SCORERS = {
+    "snip": snip,
+    "iterative_snip": lambda s, **k: iterative_snip(s, rounds=2, **k),
+    "force": lambda s, **k: force(s, rounds=2, **k),
+    "grasp": grasp,
+    "snip_scores": lambda s, density, **k: snip_scores(s, **k),
+    "force_scores": lambda s, density, **k: force_scores(s, **k),
+    "grasp_scores": lambda s, density, **k: grasp_scores(s, **k),
+}
+
+
+@pytest.mark.parametrize("prune", SCORERS.values(), ids=SCORERS.keys())
+def test_batch_norm_that_has_seen_no_batch_is_warned_of_in_eval_mode(prune, untouched):
+    model = with_norm()
+    system = GradientSystem(model, CE, data())
+    say = r"batch norm of '1' has seen no batch: .* Pass mode='train', or train a step"
+    with untouched(), pytest.warns(NumericalWarning, match=say) as said:
+        prune(system, density=0.5)
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    prune(system, density=0.5, mode="train")
+    # the system's statistics count, the model's may be others
+    model.train()(data()[0])
+    prune(GradientSystem(model, CE, data()), density=0.5)
+    own = dict(model.named_buffers())
+    own["1.num_batches_tracked"] = torch.tensor(0)
+    prune(system.with_state(system.state, buffers=own), density=0.5)
+
+
+def test_statistics_of_each_batch_are_none_to_be_seen():
+    model = with_norm()
+    model[1] = nn.BatchNorm1d(6, track_running_stats=False).double()
+    whole = GradientSystem(
+        model,
+        None,
+        [data()],
+        batch_loss=lambda f, b: CE(f(b[0]), b[1]),
+        batch_weight=lambda b: 1.0,
+    )
+    assert snip(whole, density=0.5).kept == 21
 
 
 @pytest.mark.parametrize("score", [grasp_scores, lambda s: grasp(s, density=0.5)])

@@ -299,6 +299,9 @@ def test_equal_scores_of_a_later_round_are_refused():
         synflow(system_of(chain(4, 4, 4), 4, 4), density=1e-9, collapse="ignore")
 
 
+LINEAR = ("first.*", "last.*")
+
+
 class Own(nn.Module):
     """Linear layers in single precision, whose forward has a dtype of its own."""
 
@@ -326,7 +329,7 @@ def creating(net, x):
 def test_a_forward_with_a_dtype_of_its_own_is_named(forward, example, untouched):
     x, y = classes(6, 6, 4)
     with torch.random.fork_rng():
-        system = GradientSystem(Own(forward), CE, (x.float(), y))
+        system = GradientSystem(Own(forward), CE, (x.float(), y), parameters=LINEAR)
     with untouched(), pytest.raises(InvalidInputError) as refusal:
         synflow(system, density=0.5, example=example)
     text = str(refusal.value)
@@ -343,7 +346,7 @@ def test_what_fails_with_absolute_weights_is_no_matter_of_dtype():
 
     x, y = classes(6, 6, 4)
     with torch.random.fork_rng():
-        system = GradientSystem(Own(shy), CE, (x.float(), y))
+        system = GradientSystem(Own(shy), CE, (x.float(), y), parameters=LINEAR)
     with pytest.raises(InvalidInputError, match=r"does not take .*: no sign\."):
         synflow(system, density=0.5)
 
@@ -356,7 +359,7 @@ def test_a_network_that_takes_no_ones_says_so():
 
     x, y = classes(6, 6, 4)
     with torch.random.fork_rng():
-        system = GradientSystem(Own(refusing), CE, (x.float(), y))
+        system = GradientSystem(Own(refusing), CE, (x.float(), y), parameters=LINEAR)
     with pytest.raises(
         InvalidInputError, match=r"\(1, 6\): ones will not do.*example="
     ):

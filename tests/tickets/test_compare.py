@@ -1,5 +1,6 @@
 """What a comparison measures, returns, draws and refuses."""
 
+import functools
 import math
 from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from torch import nn
 
 from dynprune.core import InvalidInputError, cite, derive_seed
 from dynprune.pruning import imp, magnitude, random, snip
+from dynprune.spectral import eigenpairs
 from dynprune.system import GradientSystem
 from dynprune.tasks import Problem
 from dynprune.tickets import (
@@ -24,6 +26,7 @@ from dynprune.tickets import (
     graph_measures,
     path_norm,
     shuffle,
+    zeros_where_pruned,
 )
 from dynprune.tickets._locality import locality
 from dynprune.training import Recipe
@@ -125,6 +128,40 @@ def test_gradient_flow_and_hessian_are_those_of_the_masked_system():
             assert one.value == pytest.approx(float(values[index]), rel=1e-3)
     assert found.cost.gradients == 2
     assert found.cost.hvps > 0
+
+
+def test_eigenvalues_that_do_not_converge_are_left_out(monkeypatch):
+    system, calls = problem(), []
+
+    def scarce(*args, **kwargs):
+        # one shuffle of four has products for none of its pairs
+        calls.append(kwargs)
+        few = {"max_matvecs": 3, "basis_size": 6} if len(calls) == 3 else {}
+        return eigenpairs(*args, **kwargs | few)
+
+    monkeypatch.setattr("dynprune.tickets._measures.eigenpairs", scarce)
+    pair = {n: three(system)[n] for n in ("snip", "random")}
+    found = compare(pair, system=system, shuffles=4, eigenvalues=2)
+    assert len(calls) == 10
+    said = [note for note in found.notes if "converge" in note]
+    assert len(said) == 1
+    assert said[0].startswith("hessian_eigenvalue: 2 of 20 ")
+    own = reading(found, "hessian_eigenvalue_1", "all", "snip")
+    assert math.isfinite(own.null_sd)  # of the three others
+    assert own.p in {1 / 4, 2 / 4, 3 / 4, 1.0}
+    assert reading(found, "hessian_eigenvalue_1", "all", "random").p >= 1 / 5
+
+
+def test_an_eigenvalue_of_the_ticket_that_does_not_converge_is_none(monkeypatch):
+    few = functools.partial(eigenpairs, max_matvecs=3, basis_size=6)
+    monkeypatch.setattr("dynprune.tickets._measures.eigenpairs", few)
+    system = problem()
+    pair = {n: three(system)[n] for n in ("snip", "random")}
+    found = compare(pair, system=system, shuffles=0, eigenvalues=2)
+    value = reading(found, "hessian_eigenvalue_2", "all", "snip").value
+    assert math.isnan(value)
+    assert any("hessian_eigenvalue: 4 of 4 " in note for note in found.notes)
+    found.summary(), found.plot()
 
 
 def test_null_is_that_of_the_shuffles_and_shared_by_all_measures():
@@ -370,6 +407,38 @@ def test_warns_of_unequal_densities_and_of_empty_layers():
     assert any("q keeps nothing of w" in note for note in found.notes)
     assert math.isnan(reading(found, "excess_overlap", "w", "p", "q").value)
     found.plot()
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "start"])
+def test_a_state_of_zeros_where_pruned_is_noted(trained):
+    # the path norm of its shuffles is that of another kind of network
+    system = problem()
+    found = snip(system, density=0.4)
+    state = found.masked_state if trained else found.state
+    sparse = Ticket.make(found.masks, state)
+    assert zeros_where_pruned(sparse) == (tuple(found.masks) if trained else ())
+    pair = {"sparse": sparse, "dense": random(system, density=0.4)}
+    notes = compare(pair, system=system, shuffles=0).notes
+    said = [note for note in notes if "zero where it prunes" in note]
+    assert len(said) == trained
+    for note in said:
+        assert note.startswith("sparse has a state that is zero where it prunes, in 0.")
+
+
+def test_zeros_where_pruned_asks_for_most_of_a_layer():
+    mask = {"w": torch.tensor([True, True, False, False, False, False])}
+    for state, bare in (
+        ([1.0, 1.0, 0.0, 0.0, 1.0, 1.0], False),  # half of the pruned ones
+        ([1.0, 1.0, 0.0, 0.0, 0.0, 1.0], True),
+        ([1.0, 0.0, 0.0, 0.0, 0.0, 1.0], True),
+        ([0.0, 0.0, 0.0, 0.0, 0.0, 0.0], False),  # kept ones as well
+    ):
+        ticket = Ticket.make(mask, {"w": torch.tensor(state)})
+        assert zeros_where_pruned(ticket) == (("w",) if bare else ())
+    for fill in (True, False):
+        whole = {"w": torch.full((6,), fill), "v": torch.tensor([True])}
+        state = {"w": torch.zeros(6), "v": torch.ones(1)}
+        assert zeros_where_pruned(Ticket.make(whole, state)) == ()
 
 
 def test_figure():
