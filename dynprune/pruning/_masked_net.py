@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from dynprune.core import functional_call
+from dynprune.core import functional_call, map_leaves
 
 Rule = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
 
@@ -68,7 +67,7 @@ class MaskedNet(nn.Module):
             )
         }
         if self._casts:  # whoever reads data for scores has them in the scores' dtype
-            batch = pytree.tree_map(self._cast, batch)
+            batch = map_leaves(self._cast, batch)
         result: Tensor = functional_call(self.loss, values, (batch,))
         return result
 
