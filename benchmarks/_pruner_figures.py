@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def accuracy_density(frame: pd.DataFrame, titles: dict[str, str], path: Path) ->
             own = frame[frame.task == task]
             for ax, group in zip(row, GROUPS, strict=True):
                 _panel(ax, own, group)
-            row[0].set_ylabel(f"{titles[task]}\ntest error (%)", fontsize=8.0)
+            title = textwrap.fill(titles[task], 38)
+            row[0].set_ylabel(f"{title}\ntest error (%)", fontsize=8.0)
         for ax, group in zip(panels[0], GROUPS, strict=True):
             ax.set_title(group, loc="left", fontsize=9.0)
         for ax in panels[-1]:

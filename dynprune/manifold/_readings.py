@@ -90,7 +90,8 @@ def leverage_scores(
             f"n_fast={n_fast} was asked of {len(pairs)} eigenpairs. Pass 1 to "
             f"{len(pairs)}."
         )
-    U = pairs.vectors[:, :n_fast]
+    # pairs of a file lie in another order in memory, and sums would round otherwise
+    U = pairs.vectors[:, :n_fast].contiguous()
     if score == "leverage+":
         return leverage(U)
     if score == "leverage-":

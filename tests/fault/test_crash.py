@@ -1,6 +1,7 @@
 """A study that dies at any rename goes on to the same bytes."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,7 @@ def test_superseding_survives_a_crash_at_every_rename(tmp_path, monkeypatch):
     want = contents(tmp_path / "undisturbed")
     for at in range(1, 9):
         folder = tmp_path / f"old-{at}"
-        study(folder)
+        shutil.copytree(tmp_path / "undisturbed", folder)
         with monkeypatch.context() as patch:
             patch.setattr(_store, "source_hash", lambda: "another source")
             assert in_child(lambda f=folder, a=at: dying_study(f, a, after=True)) == 9
