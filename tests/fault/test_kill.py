@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-KILLS = 8  # every rename is crashed by itself in test_crash.py
+KILLS = 5  # every rename is crashed by itself in test_crash.py
 COMMAND = [
     sys.executable,
     *("-m", "dynprune", "study", "--task", "digits", "--seeds", "2", "--jobs", "2"),
