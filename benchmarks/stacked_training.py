@@ -168,9 +168,7 @@ def accuracies(count: int, *, steps: int, device: torch.device) -> tuple[Row, Ro
     pairs = zip(found["serial"], found["stacked"], strict=True)
     drops = [one - other for one, other in pairs]
     mean, low, _ = mean_interval(found["serial"])
-    what = (
-        f"{count} digits tickets, {steps} steps: |mean difference of accuracy|, points"
-    )
+    what = f"{count} digits tickets, {steps} steps: mean difference of accuracy, points"
     apart = abs(statistics.mean(drops))
     return asked(what, round(mean - low, 3), apart), {
         "tickets": count,
