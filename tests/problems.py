@@ -5,6 +5,8 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from dynprune.tasks import Problem
+
 
 def half_squares(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean over examples of the squared error; its Hessian is (2/N) X'X."""
@@ -41,6 +43,19 @@ def classes(n: int, d: int, k: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     make = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d, generator=make, dtype=torch.float64)
     return x, torch.randint(0, k, (n,), generator=make)
+
+
+def problem_of(make_model, data, batch_loss) -> Problem:
+    """Return a problem whose three parts are the same data."""
+    return Problem(
+        make_model=lambda _seed: make_model(),
+        loss_fn=None,
+        train=data,
+        validation=data,
+        test=data,
+        metric=None,
+        batch_loss=batch_loss,
+    )
 
 
 def dense_hessian(system, state: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """How many weights are kept, and who wins ties: ours, and those of other codes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -36,6 +36,39 @@ def kept_count(density: float, size: int) -> int:
         (3, 1, 10)
     """  # noqa: DOC502 - raised by as_density
     return max(1, math.floor(as_density(density) * size + 0.5))
+
+
+def rounded_counts(wanted: Mapping[str, float], total: int) -> dict[str, int]:
+    """Return whole counts near real ones, of a given sum.
+
+    Down, then up by one where the remainder is largest, the first ones where they tie.
+    Each is at least 1; where that is more than the total, the largest of count - wanted
+    falls by one until it is not, and only a total below the number of counts is
+    exceeded.
+
+    Args:
+        wanted: Name to a positive number; together within ½ of the total.
+        total: What the counts add up to.
+
+    Returns:
+        Name to count.
+
+    Example:
+        >>> rounded_counts({"a": 2.5, "b": 0.2, "c": 1.3}, 4)
+        {'a': 2, 'b': 1, 'c': 1}
+        >>> rounded_counts({"a": 2.5, "b": 0.2, "c": 1.3}, 5)
+        {'a': 3, 'b': 1, 'c': 1}
+    """
+    counts = {name: max(1, math.floor(value)) for name, value in wanted.items()}
+    left = total - sum(counts.values())
+    by_remainder = sorted(wanted, key=lambda name: counts[name] - wanted[name])
+    for name in by_remainder[: max(left, 0)]:
+        counts[name] += 1
+    for _ in range(left, 0):
+        more = [name for name, count in counts.items() if count > 1]
+        if more:
+            counts[max(more, key=lambda name: counts[name] - wanted[name])] -= 1
+    return counts
 
 
 def check_rule(rule: str) -> None:

@@ -1,12 +1,11 @@
 """ERK: layer densities from the shapes of the layers."""
 
 import math
-from collections.abc import Mapping
 
 import torch
 
 from dynprune.pruning._collapse import Collapse
-from dynprune.pruning._count_rules import kept_count
+from dynprune.pruning._count_rules import kept_count, rounded_counts
 from dynprune.pruning._from_scores import from_scores, record
 from dynprune.pruning._numbers import as_density
 from dynprune.pruning._prunable import check_start
@@ -116,7 +115,8 @@ def erk(
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     sizes = {name: torch.Size(shapes[name]).numel() for name in densities}
     wanted = {name: densities[name] * size for name, size in sizes.items() if size}
-    counts = _rounded(wanted, kept_count(density, max(sum(sizes.values()), 1)))
+    total = kept_count(density, max(sum(sizes.values()), 1))
+    counts = rounded_counts(wanted, total)
     settings = {"density": density}
     return from_scores(
         system,
@@ -127,16 +127,3 @@ def erk(
             system, "pruning.erk", seed=seed, settings=settings, sources=("erk",)
         ),
     )
-
-
-def _rounded(wanted: Mapping[str, float], total: int) -> dict[str, int]:
-    counts = {name: max(1, math.floor(value)) for name, value in wanted.items()}
-    left = total - sum(counts.values())
-    by_remainder = sorted(wanted, key=lambda name: counts[name] - wanted[name])
-    for name in by_remainder[: max(left, 0)]:
-        counts[name] += 1
-    for _ in range(left, 0):
-        more = [name for name, count in counts.items() if count > 1]
-        if more:
-            counts[max(more, key=lambda name: counts[name] - wanted[name])] -= 1
-    return counts

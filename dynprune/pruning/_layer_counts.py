@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from dynprune.core import InvalidInputError, derive_seed, generator, unknown
+from dynprune.pruning._count_rules import kept_count, rounded_counts
 from dynprune.pruning._erk import erk_densities
 from dynprune.pruning._numbers import as_density
 from dynprune.pruning._prunable import check_any
-from dynprune.pruning._select import kept_count
 from dynprune.system import GradientSystem
 
 LayerDensities = Literal["erk", "uniform"]
@@ -23,8 +23,8 @@ def layer_counts(
 
     K is :math:`\max(1, \lfloor d N + \tfrac{1}{2} \rfloor)`. ``"uniform"``
     gives every layer the density d, ``"erk"`` that of
-    :func:`dynprune.pruning.erk_densities`. What remains after rounding down goes to the
-    layers of largest remainder.
+    :func:`dynprune.pruning.erk_densities`, both rounded by
+    :func:`~dynprune.pruning._count_rules.rounded_counts`.
 
     Args:
         system: The system; only the shapes count.
@@ -56,17 +56,8 @@ def layer_counts(
         densities = dict.fromkeys(sizes, density)
     else:
         densities = erk_densities(system, density=density)
-    wanted = {name: densities[name] * size for name, size in sizes.items()}
-    counts = {
-        name: min(sizes[name], max(1, math.floor(value + 1e-9)))
-        for name, value in wanted.items()
-    }
-    while sum(counts.values()) != total:
-        way = 1 if sum(counts.values()) < total else -1
-        free = [n for n in counts if 1 <= counts[n] + way <= sizes[n]]
-        best = max(free, key=lambda name: way * (wanted[name] - counts[name]))
-        counts[best] += way
-    return counts
+    wanted = {name: densities[name] * size for name, size in sizes.items() if size}
+    return dict.fromkeys(sizes, 0) | rounded_counts(wanted, total)
 
 
 def random_masks(

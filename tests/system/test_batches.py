@@ -6,9 +6,9 @@ from collections.abc import Mapping, MutableMapping
 
 import pytest
 import torch
+from problems import problem_of
 from torch import nn
 
-import dynprune as dp
 from dynprune.operators import EmpiricalFisherOperator, HessianOperator
 from dynprune.system import GradientSystem
 from dynprune.training import Recipe, evaluate
@@ -195,16 +195,7 @@ def test_evaluate_takes_a_mapping():
     x, y = rows()
 
     def problem(kind):
-        data = [nested(kind, x, y)]
-        return dp.Problem(
-            make_model=lambda _seed: net(),
-            loss_fn=None,
-            train=data,
-            validation=data,
-            test=data,
-            metric=None,
-            batch_loss=batch_loss,
-        )
+        return problem_of(net, [nested(kind, x, y)], batch_loss)
 
     found, wanted = (evaluate(net(), problem(kind)) for kind in (UserDict, dict))
     assert (found.loss, found.examples) == (wanted.loss, wanted.examples)

@@ -4,6 +4,7 @@ import collections
 
 import pytest
 import torch
+from problems import problem_of
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -249,19 +250,10 @@ def test_a_batch_loss_that_writes_into_its_batch(kind):
         assert torch.allclose(found, right, rtol=0, atol=1e-12)
         assert torch.equal(x, kept)
 
-    def problem(data, batch_loss):
-        return dp.Problem(
-            make_model=lambda _seed: net,
-            loss_fn=None,
-            train=data,
-            validation=data,
-            test=data,
-            metric=None,
-            batch_loss=batch_loss,
-        )
+    def loss_of(data, batch_loss):
+        return evaluate(net, problem_of(lambda: net, data, batch_loss)).loss
 
-    found = evaluate(net, problem(mine, loss)).loss
-    assert found == evaluate(net, problem(plain, wanted)).loss
+    assert loss_of(mine, loss) == loss_of(plain, wanted)
     assert torch.equal(x, kept)
 
 
