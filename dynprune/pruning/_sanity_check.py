@@ -107,15 +107,15 @@ def sanity_check(
 
     Raises:
         InvalidInputError: For a ticket without pruned weights or of another system,
-            fewer than two seeds, no step from ``start_step`` on, or neither a problem
-            nor data and a model maker.
+            fewer than two seeds, no step from ``start_step`` on, neither a problem nor
+            data and a model maker, or a metric or data that evaluation refuses.
         ConvergenceError: If a training diverges.
 
     Warns:
         NumericalWarning: If the state is zero where the ticket prunes.
 
     Cost:
-        Five trainings a seed, and as many evaluations.
+        Five trainings a seed, and as many evaluations; one more before the first.
 
     Source:
         Su et al., *Sanity-Checking Pruning Methods: Random Tickets can Win the
@@ -166,6 +166,8 @@ def sanity_check(
         {TICKET: one} | make_controls(one, system, judge.model, scores=score, seed=seed)
         for one, score, seed in zip(tickets, found, seeds, strict=True)
     ]
+    net = copy.deepcopy(system.module)
+    evaluate(net, judge, split, metric=metric)  # what it refuses is not trained first
     runs = train_many(
         [system.with_ticket(one) for arm in arms for one in arm.values()],
         train,
@@ -176,7 +178,6 @@ def sanity_check(
         jobs=jobs,
         progress=progress,
     )
-    net = copy.deepcopy(system.module)
     judged: list[Evaluation] = []
     for run in runs:
         run.apply_(net)

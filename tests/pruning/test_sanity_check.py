@@ -299,6 +299,25 @@ def test_what_cannot_be_checked_is_refused(
         check(system, ticket, **settings)
 
 
+def never(*_: Any, **__: Any) -> Any:
+    raise AssertionError("trained before it was known that the rest can be judged")
+
+
+def broken(outputs: Tensor, targets: Tensor) -> Tensor:
+    raise ZeroDivisionError
+
+
+def test_what_cannot_be_judged_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dynprune.pruning import _sanity_check
+
+    system, ticket, _ = planted()
+    monkeypatch.setattr(_sanity_check, "train_many", never)
+    with pytest.raises(InvalidInputError, match="not a pair"):
+        check(system, ticket, held_out=[regression(1, 8)[:1]])
+    with pytest.raises(ZeroDivisionError):
+        check(system, ticket, metric=broken)
+
+
 def test_a_dense_ticket_has_no_mask_to_check() -> None:
     system = student()
     whole = dp.pruning.magnitude(system, density=1.0)
