@@ -16,6 +16,7 @@ from dynprune.pruning._collapse import (
 from dynprune.pruning._count_rules import Rule, check_rule
 from dynprune.pruning._fine_tune import at_last_rate
 from dynprune.pruning._from_scores import full_state, record, survivors
+from dynprune.pruning._imp_checkpoints import Folder, check_checkpoints, kept_at
 from dynprune.pruning._imp_results import IMPLevel, IMPRun
 from dynprune.pruning._magnitude import magnitude_scores
 from dynprune.pruning._numbers import as_count, as_density, as_number
@@ -45,6 +46,7 @@ def imp(
     collapse: CollapseInTraining = "warn",
     seed: int = 0,
     after_level: AfterLevel | None = None,
+    checkpoints: Folder | None = None,
     progress: bool = False,
 ) -> IMPRun:
     r"""Train, remove the smallest weights, rewind the rest, and repeat.
@@ -115,7 +117,13 @@ def imp(
             such level and whenever it gets worse, or ``"ignore"``. It is no error: the
             levels before are what was asked for, and training of this one goes on.
         seed: Of the data order, the same for all levels.
-        after_level: Called with the ticket, the level and the run of each level.
+        after_level: Called with the ticket, the level and the run of each level, also
+            of those that were found in ``checkpoints``.
+        checkpoints: A folder that keeps the checkpoint of each training, see
+            :func:`dynprune.train`: a call that finds those of the same run goes on
+            where the last one was cut off, also within a level, to the same result,
+            and may have more densities than it. A Trainer that is no Recipe must
+            take ``checkpoint=``.
         progress: Draw a bar.
 
     Returns:
@@ -127,7 +135,8 @@ def imp(
             system is already masked or has no prunable weight, groups or rates do not
             fit the scope or the names, a rate or a rule removes all of a layer, a
             rule prunes where the rate is 0, ``fine_tune`` is missing, not asked for or
-            would not move, or trained weights are not finite.
+            would not move, trained weights are not finite, or ``checkpoints`` are those
+            of another run or cannot be kept.
 
     Warns:
         NumericalWarning: If a level keeps nothing of a layer, or no path from the
@@ -173,6 +182,7 @@ def imp(
     wanted = pools.densities(densities)
     again = _retrainer(system, train, rewind, fine_tune, rewind_step)
     pools.rehearse(survivors(system), wanted, rule)
+    folder = check_checkpoints(checkpoints, train=train, fine_tune=again)
     how: dict[str, Any] = {"rewind_step": rewind_step, "rewind": rewind}
     how |= {"rule": rule, "scope": scope}
     if groups is not None:
@@ -183,7 +193,13 @@ def imp(
     sources = _sources(rewind, rewind_step)
     start, first_step, found = system.with_state(system.state), 0, Cost()
     if rewind == "weights" and rewind_step:
-        run = train(system, seed=seed, start_step=0, stop_step=rewind_step)
+        run = train(
+            system,
+            seed=seed,
+            start_step=0,
+            stop_step=rewind_step,
+            **kept_at(folder, "rewind"),
+        )
         start = system.with_state(run.state, buffers=run.buffers)
         first_step, found = rewind_step, run.cost
     masks = survivors(system)
@@ -224,10 +240,8 @@ def imp(
             cost=found,
         )
         masked = start.with_ticket(ticket)
-        if n:
-            run = again(masked, seed=seed, start_step=rewind_step)
-        else:
-            run = train(masked, seed=seed, start_step=first_step)
+        move, step = (again, rewind_step) if n else (train, first_step)
+        run = move(masked, seed=seed, start_step=step, **kept_at(folder, f"level-{n}"))
         level = IMPLevel.make(
             full_state(masked, run.state),
             run.buffers,

@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol, final
 from dynprune.core import InvalidInputError, whole
 from dynprune.system import GradientSystem, is_resident
 from dynprune.training._arguments import check_mode
+from dynprune.training._files import Path
 from dynprune.training._mover import OptimizerFactory, Schedule
 from dynprune.training._results import Run
 from dynprune.training._train import Move, train
@@ -101,6 +102,7 @@ class Recipe:
         start_step: int = 0,
         stop_step: int | None = None,
         record: int | None = None,
+        checkpoint: Path | None = None,
         move: Move | None = None,
     ) -> Run:
         """Train from the system's state.
@@ -111,6 +113,8 @@ class Recipe:
             start_step: Where schedule and data order begin.
             stop_step: Where to stop; the end by default.
             record: Steps between snapshots, or None.
+            checkpoint: A file to continue from, if it exists, and to keep; see
+                :func:`train`.
             move: What makes each step; see :func:`train`.
 
         Returns:
@@ -130,5 +134,6 @@ class Recipe:
             seed=seed,
             start_step=start_step,
             stop_step=stop_step,
+            checkpoint=checkpoint,
             move=move,
         )
