@@ -55,13 +55,10 @@ def write_report(
         *(key[4] for key in results.rows), *(max(unit.seeds) for unit in units), 0, 0
     )
     short = [one for one in settings if one.recipe != "full"]
-    blank = {
-        (row["task"], row["density"], row["seed"], row["method"])
-        for row in results.rows.values()
-        if row["recipe"] != "full" and "kept" not in row
-    }
     pairs = pd.DataFrame(
-        similarities(short, seeds, work=work, folder=results.folder, blank=blank),
+        similarities(
+            short, seeds, work=work, folder=results.folder, blank=results.blank
+        ),
         columns=list(PAIRS),
     )
     results.provenance["command"] = command

@@ -65,6 +65,15 @@ class Results:
     checks: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def blank(self) -> set[tuple[Any, ...]]:
+        """Task, density, seed and method where a method found nothing."""
+        return {
+            (row["task"], row["density"], row["seed"], row["method"])
+            for row in self.rows.values()
+            if row["recipe"] != "full" and "kept" not in row
+        }
+
     @staticmethod
     def read(folder: Path) -> "Results":
         """Read what a folder holds; nothing of one that is not there."""

@@ -55,7 +55,7 @@ def similarities(
     Returns:
         One row per pair.
     """
-    path = folder / "similarity.csv"
+    path = _path(folder)
     known = {tuple(row[key] for key in _KEYS): row for row in read_csv(path)}
     for setting in settings:
         for density in setting.alike:
@@ -66,16 +66,53 @@ def similarities(
     return rows
 
 
+def seeds_to_compare(
+    setting: Setting,
+    seeds: int,
+    *,
+    methods: Iterable[str],
+    folder: Path,
+    blank: Collection[Key],
+) -> list[int]:
+    """Return the seeds of which some pair of methods is not known.
+
+    Args:
+        setting: The comparison.
+        seeds: How many.
+        methods: Names of methods.
+        folder: Where ``similarity.csv`` lies.
+        blank: Task, density, seed and method where a method finds nothing.
+    """
+    known = {tuple(row[key] for key in _KEYS) for row in read_csv(_path(folder))}
+    wanted = [name for name in METHODS if name in set(methods) - {DENSE}]
+
+    def lacks(density: float, seed: int) -> bool:
+        head = (setting.task, density, seed)
+        names = [name for name in wanted if (*head, name) not in blank]
+        pairs = itertools.combinations(names, 2)
+        return any((*head, seed, *pair) not in known for pair in pairs)
+
+    return [
+        seed
+        for seed in range(seeds)
+        if any(lacks(density, seed) for density in setting.alike)
+    ]
+
+
 def merge_pairs(folder: Path, other: Path) -> None:
     """Take the pairs of masks in that another machine compared."""
     known = {
         tuple(row[key] for key in _KEYS): row
         for place in (folder, other)
-        for row in read_csv(place / "similarity.csv")
+        for row in read_csv(_path(place))
     }
     if known:
         rows = [known[key] for key in sorted(known)]
-        write_csv(folder / "similarity.csv", COLUMNS, rows)
+        write_csv(_path(folder), COLUMNS, rows)
+
+
+def _path(folder: Path) -> Path:
+    return folder / "similarity.csv"
 
 
 def _measured(

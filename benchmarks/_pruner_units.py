@@ -208,7 +208,7 @@ def _find(folder: Path, unit: Unit) -> None:
 def find_masks(
     folder: Path,
     setting: Setting,
-    seeds: int,
+    seeds: Iterable[int],
     *,
     methods: Iterable[str],
     every: bool,
@@ -222,7 +222,7 @@ def find_masks(
     Args:
         folder: The work folder.
         setting: The comparison.
-        seeds: How many.
+        seeds: Whose.
         methods: Names of methods.
         every: Also those of methods that train to find one.
         jobs: Worker processes.
@@ -236,7 +236,7 @@ def find_masks(
     with process_pool(jobs) as pool:
         found = [
             pool.submit(_masks, folder, setting, name, seed)
-            for seed in range(seeds)
+            for seed in seeds
             for name in names
         ]
         for future in found:

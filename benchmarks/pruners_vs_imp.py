@@ -12,7 +12,8 @@ the results folder already holds count as done. ``--minutes`` is the time after 
 unit starts (0 writes the report of what is there), and partial tables say what is
 missing. ``--full mnist`` adds the recipe of the source, 50,000 steps, at 3 %;
 ``--sanity`` the sanity checks; ``--masks all`` finds the masks again whose tickets are
-gone with an older work folder (``cheap``: of methods that do not train for them).
+gone with an older work folder (``cheap``: of methods that do not train for them;
+``missing``: of seeds that lack pairs in ``similarity.csv``).
 ``--tasks cifar10 --device cuda`` compares on ResNet-20.
 """
 
@@ -27,7 +28,7 @@ from _pruner_methods import METHODS
 from _pruner_report import write_report
 from _pruner_results import Results
 from _pruner_settings import SETTINGS, Setting, full, quick
-from _pruner_similarity import merge_pairs
+from _pruner_similarity import merge_pairs, seeds_to_compare
 from _pruner_units import (
     FULL,
     Unit,
@@ -88,7 +89,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--masks",
-        choices=("cheap", "all"),
+        choices=("cheap", "missing", "all"),
         help="and masks that the work folder lacks, untrained where that is enough",
     )
     parser.add_argument(
@@ -139,12 +140,21 @@ def main(arguments: list[str] | None = None) -> None:
     failed = run_units(missing, given.work, jobs=given.jobs, until=until, after=after)
     if given.masks:
         for setting in settings_of(given):
+            seeds = range(given.seeds)
+            if given.masks == "missing":
+                seeds = seeds_to_compare(
+                    setting,
+                    given.seeds,
+                    methods=given.methods,
+                    folder=results.folder,
+                    blank=results.blank,
+                )
             find_masks(
                 given.work,
                 setting,
-                given.seeds,
+                seeds,
                 methods=given.methods,
-                every=given.masks == "all",
+                every=given.masks != "cheap",
                 jobs=given.jobs,
             )
     say("similarity and tables")

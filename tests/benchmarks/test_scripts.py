@@ -239,6 +239,23 @@ def test_pruners_stop_in_time_and_go_on(pruners, benchmarks, tmp_path):
         ])
 
 
+def test_pruners_find_the_masks_of_missing_pairs_again(pruners, tmp_path):
+    options = ("--seeds", "2", "--methods", "random", "snip", "set")
+    pruners(*options)
+    path, other = tmp_path / "found" / "similarity.csv", tmp_path / "other"
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    left = [line for line in lines if ",1,1,random,set," not in line]
+    assert len(left) == len(lines) - 1
+    path.write_text("".join(left))
+    pruners(*options, "--masks", "missing", work=other)
+    assert path.read_text() == whole
+    found = {file.stem for file in (other / "tickets").iterdir()}
+    assert found == {f"mnist-quick-{m}-d0.2-s1" for m in ("random", "snip", "set")}
+    pruners(*options, "--masks", "missing", work=tmp_path / "none")
+    assert not (tmp_path / "none" / "tickets").exists()
+
+
 def test_pruners_take_in_what_another_machine_found(benchmarks, pruners, tmp_path):
     mine, other = tmp_path / "mine", tmp_path / "other"
     options = ("--seeds", "1", "--methods", "dense", "snip")
