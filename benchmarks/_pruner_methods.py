@@ -119,6 +119,10 @@ class Bench:
         run = self.recipe(self.system, seed=self.order, stop_step=step)
         return self.system.with_state(run.state, buffers=run.buffers)
 
+    def checkpoints(self, method: str) -> Path:
+        """Return the folder of a method's checkpoints."""
+        return self._folder / "checkpoints" / self.name(method)
+
     def name(self, method: str, density: float | None = None) -> str:
         """Return the name of the files of a method."""
         parts = [self.setting.task, self.setting.recipe, method]
@@ -175,6 +179,7 @@ class Method:
         find: From a bench and a density to a trained ticket.
         make: The ticket alone, where it can be had without its training.
         title: What it is, for a reader.
+        full: Whether it is of the whole recipe of the source only.
     """
 
     name: str
@@ -182,6 +187,7 @@ class Method:
     find: Search
     make: Maker | None = None
     title: str = ""
+    full: bool = False
 
 
 def _initial(name: str, make: Maker, title: str, *, group: str = INITIAL) -> Method:
@@ -290,7 +296,7 @@ def _early_bird(bench: Bench, density: float) -> Found:
 
 
 def _after(name: str, prune: Any, title: str) -> Method:
-    # scores of trained weights, trained again from the rewound ones
+    # scores of trained weights
     def make(bench: Bench, density: float) -> dp.Ticket:
         made: dp.Ticket = prune(
             bench.rewound,
@@ -301,10 +307,17 @@ def _after(name: str, prune: Any, title: str) -> Method:
         )
         return made
 
+    return _rewound(name, make, title)
+
+
+def _rewound(name: str, make: Maker, title: str, *, full: bool = False) -> Method:
+    # trained again from the rewound weights
     def find(bench: Bench, density: float) -> Found:
         return bench.train(make(bench, density), start=bench.setting.rewind_step)
 
-    return Method(name=name, group=REWOUND, find=find, make=make, title=title)
+    return Method(
+        name=name, group=REWOUND, find=find, make=make, title=title, full=full
+    )
 
 
 def _tuned(name: str, make: Maker, title: str) -> Method:
@@ -405,6 +418,40 @@ def imp_run(bench: Bench, after: Callable[[float, Found], None]) -> None:
     )
 
 
+def _imp_layer(bench: Bench, density: float) -> Found:
+    # the source's own: 20 % of each layer at a level, of the output layer half of that
+    run = pruning.imp(
+        bench.system,
+        densities=imp_densities((density,), factor=bench.setting.factor),
+        rewind_step=bench.setting.rewind_step,
+        train=bench.recipe,
+        scope="layer",
+        rates={bench.system.prunable[-1]: 0.5},
+        seed=bench.order,
+        checkpoints=bench.checkpoints("imp-layer"),
+    )
+    ticket, level = run.tickets[-1], run.levels[-1]
+    return Found(
+        ticket=ticket,
+        state=level.state,
+        buffers=level.buffers,
+        cost=run.cost,
+        note=f"level {level.level} of {level.level}",
+    )
+
+
+def _magnitude_layer(bench: Bench, density: float) -> dp.Ticket:
+    *hidden, output = bench.system.prunable
+    layers = dict.fromkeys(hidden, density) | {output: 1.0 - 0.5 * (1.0 - density)}
+    return pruning.magnitude(
+        bench.rewound,
+        layer_densities=layers,
+        state=dict(bench.dense.state),
+        cost=bench.dense.cost,
+        collapse="ignore",
+    )
+
+
 def _imp(bench: Bench, density: float) -> Found:
     found: dict[float, Found] = {}
     imp_run(bench, found.__setitem__)
@@ -461,6 +508,19 @@ METHODS = {
             "edge-popup", _edge_popup, "scores trained on frozen weights", group=LEARNT
         ),
         _tuned("woodfisher", _woodfisher, "w²/2[F⁻¹], blocks of 50, survivors moved"),
+        Method(
+            name="imp-layer",
+            group=REWOUND,
+            find=_imp_layer,
+            title="imp layer by layer, output at half the rate (50,000 steps only)",
+            full=True,
+        ),
+        _rewound(
+            "magnitude-layer",
+            _magnitude_layer,
+            "|w| in each layer once, output at half the rate (50,000 steps only)",
+            full=True,
+        ),
     )
 }
 GROUPS = (INITIAL, LEARNT, REWOUND, TUNED, DURING)

@@ -231,7 +231,8 @@ def _methods(settings: list[Setting]) -> str:
 - Masks are compared within a seed, and means are over the seeds that have all pairs;
   they are compared between seeds also where their tickets are not trained yet.
 - The recipe of the lottery-ticket paper prunes layer by layer (20 %, the output layer
-  10 %); here IMP and magnitude are global, also at 50,000 steps.
+  10 %): imp-layer and magnitude-layer, at 50,000 steps; the hidden layers have the
+  density of the table, the output layer more. imp and magnitude are global.
 - early-bird's rule (masks of five looks differ in at most 10 % of all weights) cannot
   fail at 5 % and below, where two masks differ in at most 10 %: there it is the mask of
   the fifth look.

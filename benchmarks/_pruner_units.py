@@ -45,7 +45,9 @@ CHECKED = (
 SIGNED = ("gem-miner", "edge-popup")
 FULL = (
     "imp",
+    "imp-layer",  # as in the source
     "magnitude-trained",
+    "magnitude-layer",
     "lamp-trained",  # balanced between layers, where |w| alone is not
     "snip",
     "synflow",
@@ -91,7 +93,9 @@ def plan(
     settings: Iterable[Setting], seeds: int, *, methods: Iterable[str], sanity: bool
 ) -> list[Unit]:
     """Return all units: seed after seed of each task, then the sanity checks."""
-    settings, names = list(settings), list(methods)
+    settings = list(settings)
+    whole = all(one.recipe == "full" for one in settings)
+    names = [name for name in methods if whole or not METHODS[name].full]
     units = [
         Unit(setting=one, kind="method", method=name, seeds=(seed,))
         for one in settings
@@ -232,7 +236,11 @@ def find_masks(
         for name, method in METHODS.items()
         if method.make is not None and method.group != LEARNT
     }
-    names = [name for name in methods if name != DENSE and (every or name in cheap)]
+    names = [
+        name
+        for name in methods
+        if name != DENSE and not METHODS[name].full and (every or name in cheap)
+    ]
     with process_pool(jobs) as pool:
         found = [
             pool.submit(_masks, folder, setting, name, seed)

@@ -57,12 +57,17 @@ def verdict(found: tuple[float, float, float]) -> str:
 
 
 def ordering_pairs(
-    frame: pd.DataFrame, *, after: str = "magnitude-trained", blind: str = "random"
+    frame: pd.DataFrame,
+    *,
+    first: str = "imp",
+    after: str = "magnitude-trained",
+    blind: str = "random",
 ) -> list[tuple[str, str]]:
     """Return the pairs of IMP > after training > at initialisation > blind with rows.
 
     Args:
         frame: Rows of one task, recipe and density.
+        first: What stands for IMP.
         after: What stands for one-shot pruning after training.
         blind: What stands for random masks.
     """
@@ -72,7 +77,7 @@ def ordering_pairs(
         for name, method in METHODS.items()
         if method.group == INITIAL and name not in BLIND and name in there
     ]
-    pairs = [("imp", after)]
+    pairs = [(first, after)]
     pairs += [(after, name) for name in early]
     pairs += [(name, blind) for name in early]
     return [pair for pair in pairs if set(pair) <= there]
@@ -87,7 +92,7 @@ def ordering(frame: pd.DataFrame, density: float) -> tuple[str, list[dict[str, s
 
     Returns:
         Sentences, and a row for each pair; the pairs that were not asked for, with
-        LAMP for magnitude and with ERK for random, come last.
+        ERK for random, LAMP for magnitude, and layer by layer, come last.
     """
     own = frame[frame.density == density]
     asked = ordering_pairs(own)
@@ -110,6 +115,10 @@ def ordering(frame: pd.DataFrame, density: float) -> tuple[str, list[dict[str, s
         (
             "With LAMP in the place of one-shot magnitude",
             ordering_pairs(own, after="lamp-trained"),
+        ),
+        (
+            "Layer by layer, as in the source",
+            ordering_pairs(own, first="imp-layer", after="magnitude-layer"),
         ),
     ):
         new = [pair for pair in other if pair not in asked]

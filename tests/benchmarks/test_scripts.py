@@ -5,6 +5,7 @@ import gc
 import importlib
 import itertools
 import json
+import math
 import runpy
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -164,7 +165,8 @@ def pruners(benchmarks, tmp_path):
 
 
 def test_pruners_write_rows_tables_and_figures(benchmarks, pruners, tmp_path):
-    methods = benchmarks("_pruner_methods").METHODS
+    known = benchmarks("_pruner_methods").METHODS.items()
+    methods = [name for name, method in known if not method.full]
     options = ("--seeds", "1")
     rows = pruners(*options)
     found = {(row["method"], row["density"]) for row in rows}
@@ -237,6 +239,29 @@ def test_pruners_stop_in_time_and_go_on(pruners, benchmarks, tmp_path):
             "--methods",
             "imp",
         ])
+
+
+def test_pruners_of_the_whole_recipe_prune_layer_by_layer(pruners, tmp_path):
+    names = ("imp", "imp-layer", "magnitude-layer", "snip", "random")
+    rows = pruners("--seeds", "1", "--full", "mnist", "--methods", *names)
+    assert len(rows) == 2 * 3 + 5
+    found = {row["method"]: row for row in rows if row["recipe"] == "full"}
+    assert set(found) == set(names)
+    output = {"imp-layer": 1.0, "magnitude-layer": 1.0 - 0.5 * 0.8}
+    levels = round(math.log(0.2) / math.log(0.8))
+    for _ in range(levels):  # as often as eight tenths make a fifth
+        output["imp-layer"] *= 1.0 - 0.5 * (1.0 - 0.2 ** (1.0 / levels))
+    for name, wanted in output.items():
+        *hidden, last = (
+            float(part.partition("=")[2])
+            for part in found[name]["layer_densities"].split(";")
+        )
+        assert hidden == [pytest.approx(0.2, abs=1e-3)] * len(hidden)
+        assert last == pytest.approx(wanted, abs=1e-2)
+    assert found["imp-layer"]["steps"] == 48 * (levels + 1)
+    assert found["magnitude-layer"]["steps"] == 48 * 2
+    text = " ".join((tmp_path / "found" / "README.md").read_text().split())
+    assert "Layer by layer, as in the source: of 2 pairs" in text
 
 
 def test_pruners_find_the_masks_of_missing_pairs_again(pruners, tmp_path):
