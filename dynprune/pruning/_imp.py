@@ -198,7 +198,7 @@ def imp(
             seed=seed,
             start_step=0,
             stop_step=rewind_step,
-            **kept_at(folder, "rewind"),
+            **kept_at(folder, f"rewind-{rewind_step}"),
         )
         start = system.with_state(run.state, buffers=run.buffers)
         first_step, found = rewind_step, run.cost

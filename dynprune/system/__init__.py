@@ -16,6 +16,7 @@ from dynprune.system._linear_network import aligned_start, linear_network
 from dynprune.system._mean_loss import BatchLoss, LossFn, MeanLoss
 from dynprune.system._prunable import is_conv1d, weight_names
 from dynprune.system._quadratic import quadratic
+from dynprune.system._signature import function_signature, hashes
 
 __all__ = [
     "BatchLoss",
@@ -30,6 +31,8 @@ __all__ = [
     "check_data",
     "deep_scalar",
     "double_well",
+    "function_signature",
+    "hashes",
     "is_conv1d",
     "is_resident",
     "length",

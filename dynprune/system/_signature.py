@@ -33,9 +33,6 @@ def signature(system: "GradientSystem", state: Tensor, data: str) -> dict[str, s
         Field to text; tensors are in it by a 64-bit hash of their bits.
     """
     kind = f"{system.dtype}".removeprefix("torch.")
-    named = system.module.named_parameters()
-    frozen = {key: value for key, value in named if key not in system.names}
-    loss = (system.loss_fn, system.batch_loss, system.batch_weight)
     return {
         "library": f"dynprune {__version__}, torch {torch.__version__}",
         "parameters": f"{kind} on {system.device.type}: "
@@ -43,13 +40,33 @@ def signature(system: "GradientSystem", state: Tensor, data: str) -> dict[str, s
             f"{name}{list(shape)}"
             for name, shape in zip(system.names, system.coordinates.shapes, strict=True)
         ),
-        "model": _plain(repr(system.module)),
+        **function_signature(system),
         "mask": hashes(system.masks) or "none",
-        "frozen parameters": hashes(frozen) or "none",
         "l2 coefficient": repr(system.l2),
-        "loss": ", ".join(_named(part) for part in loss),
         "data": data,
         **state_signature(system, state),
+    }
+
+
+def function_signature(system: "GradientSystem") -> dict[str, str]:
+    """Return what the loss is a function of beside coordinates, buffers and data.
+
+    Two networks whose modules describe themselves alike, or two functions of one name,
+    have the same signature.
+
+    Args:
+        system: The system.
+
+    Returns:
+        Field to text.
+    """
+    named = system.module.named_parameters()
+    frozen = {key: value for key, value in named if key not in system.names}
+    loss = (system.loss_fn, system.batch_loss, system.batch_weight)
+    return {
+        "model": _plain(repr(system.module)),
+        "frozen parameters": hashes(frozen) or "none",
+        "loss": ", ".join(_named(part) for part in loss),
     }
 
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sized
+import math
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -10,11 +11,20 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from dynprune.core import InvalidInputError, save_tensors
-from dynprune.system import GradientSystem, is_resident
+from dynprune.core import (
+    InvalidInputError,
+    derive_seed,
+    isolated,
+    save_tensors,
+    tensors_of,
+)
+from dynprune.system import GradientSystem, function_signature, hashes, is_resident
 from dynprune.training import _files
 from dynprune.training._mover import Mover
 from dynprune.training._progress import Progress
+
+_LOSS = "loss of a batch at the start"
+_FEW = 64
 
 
 @final
@@ -101,20 +111,37 @@ class Checkpoint:
 
 
 def identify(
-    system: GradientSystem, mover: Mover, *, data: Any, **settings: Any
+    system: GradientSystem,
+    mover: Mover,
+    *,
+    source: GradientSystem,
+    rates: Sequence[Sequence[float]],
+    seed: int,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Return what tells one run from another.
+
+    What no description shows, as other code of the same name, is told by the loss of
+    one batch at the start.
 
     Args:
         system: Where the run starts from.
         mover: Its optimiser and schedule.
-        data: What it trains on.
+        source: The system on what it trains on.
+        rates: Learning rates of the first steps, by group.
+        seed: Of the run.
         **settings: The other arguments of the run.
 
     Returns:
         JSON values by name.
+
+    Cost:
+        One forward pass over a batch, which a loader is asked for.
     """
     survivors = system.coordinates.survivors
+    batch = _one_batch(source, seed)
+    with torch.no_grad(), isolated(0):
+        loss = system.batch_mean(system.unflatten(system.state), system.buffers, batch)
     found = {
         "names": list(system.names),
         "shapes": [list(shape) for shape in system.coordinates.shapes],
@@ -122,7 +149,13 @@ def identify(
         "dtype": str(system.dtype),
         "device": system.device.type,
         "initial state": _digest([system.state, *system.buffers.values()]),
-        "data": _describe(data),
+        "data": _describe(source.data, batch),
+        "rates": hashlib.sha256(
+            " ".join(f"{rate:.9g}" for step in rates for rate in step).encode()
+        ).hexdigest()[:16],
+        _LOSS: float(loss),
+        "seed": seed,
+        **function_signature(system),
         **mover.describe(),
         **settings,
     }
@@ -130,16 +163,28 @@ def identify(
     return plain
 
 
-def _describe(data: Any) -> str:
-    # of a loader only what it says of itself: reading it may be costly and random
+def _one_batch(source: GradientSystem, seed: int) -> Any:
+    if is_resident(source.data):
+        few = tuple(part[:_FEW] for part in source.data)
+        source = source.with_data(few)
+    return next(source.batches(seed=derive_seed(seed, 0)))
+
+
+def _describe(data: Any, batch: Any) -> str:
+    # a loader is not read to its end: that may be costly
     if is_resident(data):
         return _digest(list(data))
+    tensors = {str(place): part for place, part in enumerate(tensors_of(batch))}
     length = f" of {len(data)} batches" if isinstance(data, Sized) else ""
-    return f"{type(data).__name__}{length}"
+    return f"{type(data).__name__}{length}, first batch {hashes(tensors)}"
 
 
 def _check_identity(path: object, found: dict[str, Any], ours: dict[str, Any]) -> None:
-    differ = [key for key in sorted(found | ours) if found.get(key) != ours.get(key)]
+    differ = [
+        key
+        for key in sorted(found | ours)
+        if not _same(key, found.get(key), ours.get(key))
+    ]
     if differ:
         shown = "; ".join(
             f"{key} (checkpoint {_short(found.get(key))}, now {_short(ours.get(key))})"
@@ -149,6 +194,14 @@ def _check_identity(path: object, found: dict[str, Any], ours: dict[str, Any]) -
             f"{path} is the checkpoint of another run. These differ: {shown}. Choose "
             "another path, or delete the file to start afresh; it is unchanged."
         )
+
+
+def _same(key: str, found: Any, ours: Any) -> bool:
+    if key == _LOSS and isinstance(found, float) and isinstance(ours, float):
+        # other chips round otherwise
+        close = math.isclose(found, ours, rel_tol=1e-3)
+        return close or str(found) == str(ours)
+    return bool(found == ours)
 
 
 def _short(value: object) -> str:

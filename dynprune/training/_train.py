@@ -43,6 +43,7 @@ from dynprune.trajectory import Trajectory
 
 Move = Callable[[Mover, int, Any], Tensor]
 _LOOK_EVERY = 512
+_RATES = 1000  # learning rates that tell schedules apart
 _CHECKPOINT_EVERY = 1000
 _BATCH_SIZE = 64
 
@@ -109,6 +110,10 @@ def train(
         record: Steps between snapshots, from ``start_step``; the last state is
             recorded in any case. None for no trajectory.
         checkpoint: A safetensors file to continue from, if it exists, and to keep.
+            Another run's is refused: one of other numbers, names or tensors, or of
+            another loss of one batch at the start. What shows in none of these is not
+            seen: code for train mode only, rates after the first 1000 steps, batches
+            of a loader after the first.
         checkpoint_every: Steps between its writings, 1000 by default; it is also
             written at the end.
         seed: Of the data order, of loaders and of dropout.
@@ -137,7 +142,7 @@ def train(
         ``(stop_step - start_step) * batch_size / N`` gradients, N the examples of the
         system's own data whatever ``data`` is; the state, its gradient and the
         optimiser's state, plus P numbers for each snapshot and, captured, a batch's
-        activations.
+        activations. With a ``checkpoint``, one more forward pass over a batch.
 
     Example:
         >>> x, y = torch.eye(2), torch.tensor([[1.0], [0.0]])
@@ -195,7 +200,12 @@ def train(
                 path=checkpoint,
                 every=checkpoint_every or _CHECKPOINT_EVERY,
                 identity=identify(
-                    system, mover, data=source.data, seed=seed, **settings
+                    system,
+                    mover,
+                    source=source,
+                    rates=_rates(system, optimizer, schedule, steps=total),
+                    seed=seed,
+                    **settings,
                 ),
             )
             if keeper.exists():
@@ -356,6 +366,24 @@ def _span(
         assert epochs is not None
         steps = epochs * order.per_epoch
     return steps, check_fits(steps, start, stop)
+
+
+def _rates(
+    system: GradientSystem,
+    optimizer: OptimizerFactory,
+    schedule: Schedule | None,
+    *,
+    steps: int,
+) -> list[list[float]]:
+    # of the first steps: what a function in a schedule does shows nowhere else
+    if schedule is None:
+        return []
+    mover = Mover(system, optimizer, schedule=schedule, training=False, step=0)
+    found = []
+    for _ in range(min(steps, _RATES)):
+        found.append([float(group["lr"]) for group in mover.optimizer.param_groups])
+        mover.advance_schedule(1)
+    return found
 
 
 def _check_move(move: Move | None, checkpoint: _files.Path | None) -> None:

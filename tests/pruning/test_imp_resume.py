@@ -53,9 +53,14 @@ def system(seed: int = 0) -> GradientSystem:
     return GradientSystem(small_net(seed=seed), CE, classes(20, 3, 3))
 
 
+def loss_doubled() -> GradientSystem:
+    net = small_net(seed=0)
+    return GradientSystem(net, lambda a, b: 2 * CE(a, b), classes(20, 3, 3))
+
+
 def found(tmp_path, **settings: Any) -> bytes:
     chosen = {"densities": DENSITIES, "train": RECIPE, "collapse": "ignore"}
-    imp(system(), **(chosen | settings)).save(tmp_path / "run")
+    imp(**({"system": system()} | chosen | settings)).save(tmp_path / "run")
     return (tmp_path / "run").read_bytes()
 
 
@@ -114,6 +119,7 @@ def test_checkpoints_of_another_run_are_refused_and_kept(tmp_path):
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
     assert sorted(before) == [f"level-{n}.safetensors" for n in range(3)]
     for other, says in (
+        ({"system": loss_doubled()}, "level-0.*another run.*loss"),
         ({"seed": 1}, "level-0.*another run.*seed"),
         ({"densities": (1.0, 0.6)}, "level-1.*another run.*mask"),
         ({"train": Recipe(optimizer, steps=7, batch_size=8)}, "level-0.*steps"),
@@ -121,6 +127,16 @@ def test_checkpoints_of_another_run_are_refused_and_kept(tmp_path):
         with pytest.raises(InvalidInputError, match=says):
             found(tmp_path, checkpoints=kept, **other)
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+
+
+def test_another_rewind_step_leaves_what_is_kept_usable(tmp_path):
+    Counted.start()
+    kept = tmp_path / "kept"
+    right = found(tmp_path, checkpoints=kept, rewind_step=2)
+    with pytest.raises(InvalidInputError, match=r"level-0.*another run"):
+        found(tmp_path, checkpoints=kept, rewind_step=3)
+    Counted.start(0)
+    assert found(tmp_path, checkpoints=kept, rewind_step=2) == right
 
 
 def test_a_trainer_of_ones_own_that_keeps_checkpoints(tmp_path):

@@ -338,3 +338,61 @@ def test_a_saved_run_is_read_back(system: GradientSystem, tmp_path: Path) -> Non
     assert Run.load(tmp_path / "bare").trajectory is None
     with pytest.raises(InvalidInputError, match="holds 'run', not a trajectory"):
         Trajectory.load(tmp_path / "run")
+
+
+class Functional(nn.Module):
+    """A network whose description does not say what its forward does."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        nn.Module.__init__(self)
+        self.first = nn.Linear(3, 4).double()
+        self.last = nn.Linear(4, 1).double()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate it."""
+        return self.last(self.function(self.first(x)))
+
+
+def test_other_code_frozen_weights_loss_loader_or_rates_are_another_run(
+    data: Data, tmp_path: Path
+) -> None:
+    x, y = data
+    huber, mse = nn.functional.smooth_l1_loss, nn.functional.mse_loss
+
+    def start(name: str, **change: Any) -> Run:
+        given = {"function": torch.tanh, "loss": mse, "frozen": 0.0, "data": data}
+        given |= {"decay": 0.9, "net": nn.Tanh()} | change
+        with torch.random.fork_rng():
+            torch.random.default_generator.manual_seed(0)
+            net = nn.Sequential(Functional(given["function"]), given["net"])
+        with torch.no_grad():
+            net[0].first.weight.requires_grad_(False).add_(given["frozen"])
+        return train(
+            GradientSystem(net, given["loss"], given["data"]),
+            OPTIMIZERS["momentum"],
+            steps=5,
+            schedule=lambda o: lr_scheduler.LambdaLR(o, lambda t: given["decay"] ** t),
+            checkpoint=tmp_path / name,
+        )
+
+    def loader(targets: Tensor) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(x, targets), 8, shuffle=True)
+
+    start("run")
+    start("run")
+    for change, match in (
+        ({"function": torch.sigmoid}, "loss of a batch at the start"),
+        ({"loss": lambda a, b: 2 * mse(a, b)}, "loss .*mse_loss.*<lambda>"),
+        ({"loss": huber}, "loss"),
+        ({"frozen": 0.1}, "frozen parameters"),
+        ({"net": nn.Tanhshrink()}, "model"),
+        ({"decay": 0.8}, "rates"),
+        ({"data": loader(y)}, "data"),
+    ):
+        with pytest.raises(InvalidInputError, match=rf"differ: .*{match}"):
+            start("run", **change)
+    start("loader", data=loader(y))
+    start("loader", data=loader(y))
+    with pytest.raises(InvalidInputError, match=r"data .*first batch"):
+        start("loader", data=loader(y + 1))
