@@ -25,7 +25,7 @@ from dynprune.pruning._prunable import check_unmasked
 from dynprune.pruning._select import check_scores, scope_of
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket
-from dynprune.training import Recipe, Run, Trainer
+from dynprune.training import Recipe, Run, Trainer, check_trainer
 
 AfterLevel = Callable[[Ticket, IMPLevel, Run], Any]
 Rewind = Literal["weights", "learning-rate", "fine-tune"]
@@ -168,12 +168,12 @@ def imp(
     rewind_step = as_count("rewind_step", rewind_step, least=0)
     check_unmasked(system, "level 0 is the dense network")
     check_known(collapse, in_training=True)
-    for what, given in (("train", train), ("fine_tune", fine_tune)):
-        if not callable(given) and (given is not None or what == "train"):
-            raise InvalidInputError(
-                f"{what} is a {type(given).__name__}. Pass a dynprune.training.Recipe, "
-                "or another Trainer."
-            )
+    folder = check_checkpoints(checkpoints)
+    takes = ["seed", "start_step", *kept_at(folder, "")]
+    stops = ["stop_step"] if rewind == "weights" and rewind_step else []
+    check_trainer(train, name="train", takes=takes + stops)
+    if fine_tune is not None:
+        check_trainer(fine_tune, name="fine_tune", takes=takes)
     if after_level is not None and not callable(after_level):
         raise InvalidInputError(f"after_level is {after_level!r}. Pass a function.")
     check_rule(rule)
@@ -182,7 +182,6 @@ def imp(
     wanted = pools.densities(densities)
     again = _retrainer(system, train, rewind, fine_tune, rewind_step)
     pools.rehearse(survivors(system), wanted, rule)
-    folder = check_checkpoints(checkpoints, train=train, fine_tune=again)
     how: dict[str, Any] = {"rewind_step": rewind_step, "rewind": rewind}
     how |= {"rule": rule, "scope": scope}
     if groups is not None:

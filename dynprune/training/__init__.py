@@ -21,6 +21,7 @@ from dynprune.training._order import (
 from dynprune.training._recipe import (
     Recipe,
     Trainer,
+    check_trainer,
 )
 from dynprune.training._recorder import (
     Recorder,
@@ -56,6 +57,7 @@ __all__ = [
     "Schedule",
     "Trainer",
     "check_lone",
+    "check_trainer",
     "check_whole",
     "evaluate",
     "train",

@@ -1,5 +1,7 @@
 """How to train, as a value that can be passed on."""
 
+import inspect
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, Protocol, final
 
@@ -37,6 +39,35 @@ class Trainer(Protocol):
             The run.
         """
         ...
+
+
+def check_trainer(train: Any, *, name: str, takes: Sequence[str]) -> None:
+    """Refuse what cannot be called as a trainer, before anything is trained.
+
+    Args:
+        train: As given.
+        name: What the caller's argument is called.
+        takes: Keyword arguments that it will be called with.
+
+    Raises:
+        InvalidInputError: If it is no function, or takes no such argument.
+    """
+    if not callable(train):
+        raise InvalidInputError(
+            f"{name} is a {type(train).__name__}. Pass a dynprune.training.Recipe, or "
+            "another Trainer."
+        )
+    try:
+        taken = inspect.signature(train).parameters
+    except ValueError:  # of what is not written in Python nothing is known
+        return
+    missing = [one for one in takes if one not in taken]
+    if missing and not any(part.kind is part.VAR_KEYWORD for part in taken.values()):
+        raise InvalidInputError(
+            f"{name} takes no {', '.join(f'{one}=' for one in missing)}. Pass a "
+            "dynprune.training.Recipe, or a function (system, *, "
+            f"{', '.join(takes)}) that hands them on to dynprune.train."
+        )
 
 
 @final

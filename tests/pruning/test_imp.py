@@ -296,6 +296,23 @@ def test_wrong_arguments_are_refused():
         imp(biases, densities=(1.0, 0.5), train=recipe())
 
 
+def test_a_function_that_is_no_trainer_is_refused_before_it_is_called():
+    _, system = problem()
+
+    def never(*_, seed=0):
+        raise AssertionError
+
+    how = {"densities": (1.0, 0.5)}
+    with pytest.raises(InvalidInputError, match=r"train takes no start_step=\. Pass a"):
+        imp(system, train=never, **how)
+    with pytest.raises(InvalidInputError, match="takes no seed=, start_step=, stop_st"):
+        imp(system, train=lambda at: at, rewind_step=1, **how)
+    with pytest.raises(InvalidInputError, match="fine_tune takes no start_step="):
+        imp(system, train=recipe(), rewind="fine-tune", fine_tune=never, **how)
+    with pytest.raises(InvalidInputError, match="train is a int"):
+        imp(system, train=3, **how)
+
+
 def test_trained_weights_that_are_not_finite_are_refused():
     _, system = problem()
     good = recipe()
