@@ -31,7 +31,13 @@ from dynprune.core.progress import track
 from dynprune.core.provenance import Provenance
 from dynprune.core.rows import Rows
 from dynprune.core.scalars import plain_numbers, whole
-from dynprune.core.seeds import derive_seed, generator, isolated, seeded_generators
+from dynprune.core.seeds import (
+    derive_seed,
+    generator,
+    generator_states,
+    isolated,
+    seeded_generators,
+)
 from dynprune.core.shapes import Basis, Snapshots, Square, Values, Vector
 
 __all__ = [
@@ -58,6 +64,7 @@ __all__ = [
     "flatten_batch",
     "functional_call",
     "generator",
+    "generator_states",
     "isolated",
     "join_parts",
     "load_result",

@@ -85,6 +85,19 @@ def isolated(seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)  # noqa: NPY002
 
 
+def generator_states() -> tuple[object, ...]:
+    """Return where the global generators are, to see whether something draws.
+
+    Returns:
+        States of Python's, NumPy's and torch's generators (all CUDA devices included,
+        once CUDA is in use); equal if nothing was drawn in between.
+    """
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    states = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]
+    return (random.getstate(), name, np.asarray(keys).tobytes(), *rest, *states)
+
+
 @contextmanager
 def seeded_generators(data: object, seed: int) -> Iterator[None]:
     """Seed the generators that a user gave a loader, restore them after the block.

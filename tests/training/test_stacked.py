@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,6 +19,8 @@ from dynprune.core import (
     InvalidInputError,
     Outcome,
     generator,
+    generator_states,
+    isolated,
     mean_interval,
 )
 from dynprune.pruning import magnitude
@@ -510,6 +513,40 @@ def test_auto_leaves_dropout_to_its_own_noise() -> None:
     assert "dropout" in found.reason
     for mine, alone in zip(found, one_by_one(given, recipe, seeds), strict=True):
         assert torch.equal(mine.state, alone.state)
+
+
+class Skipping(nn.Module):
+    """Leave a layer out now and then, as LayerDrop does, drawn in Python."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and random.random() < 1e-3):
+            x = torch.tanh(self.first(x))
+        return self.last(x)
+
+
+class Rare(Skipping):
+    """The same, drawn by torch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = x * torch.empty(()).bernoulli_(0.999)
+        return self.last(torch.tanh(self.first(x)))
+
+
+@pytest.mark.parametrize("make", [Skipping, Rare])
+def test_auto_never_stacks_what_draws_rarely(make, untouched) -> None:
+    system = GradientSystem(fill(make().double(), 0), MSE, data())
+    recipe = Recipe(sgd, steps=5, batch_size=8)
+    for seed in range(3):
+        with untouched(), isolated(seed):
+            before = generator_states()
+            found = train_many([system] * 8, recipe, seeds=range(8), jobs=1)
+            assert generator_states() == before
+        assert found.how == "serial"
 
 
 # -- what cannot be stacked -----------------------------------------------------------

@@ -289,7 +289,7 @@ def test_weights_of_classes_belong_to_the_loss() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Note how many numbers the largest tensor of any operation holds."""
+    """Note how many floating-point numbers the largest tensor of any operation holds."""
 
     def __init__(self) -> None:
         TorchDispatchMode.__init__(self)
@@ -300,7 +300,7 @@ class Largest(TorchDispatchMode):
     ) -> Any:
         found = func(*args, **(kwargs or {}))
         for part in found if isinstance(found, tuple | list) else (found,):
-            if isinstance(part, Tensor):
+            if isinstance(part, Tensor) and part.is_floating_point():
                 self.seen = max(self.seen, part.numel())
         return found
 
