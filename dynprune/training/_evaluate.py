@@ -1,5 +1,6 @@
 """Mean loss and metric over a split."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -284,7 +285,7 @@ def _model(
         )
     if isinstance(given, Run):
         return _model(given.parameters, problem, given.buffers, None)
-    model = problem.model(0)
+    model = copy.deepcopy(problem.model(0))  # it may be one that the user keeps
     if isinstance(given, Tensor):
         own = model.named_parameters()
         trainable = {name: part for name, part in own if part.requires_grad}

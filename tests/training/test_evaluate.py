@@ -294,3 +294,15 @@ def test_what_the_problem_freezes_need_not_be_in_a_run(data: Data) -> None:
     after = float(system.with_state(run.state).loss())
     assert evaluate(run, toy).loss == pytest.approx(after, rel=1e-12)
     assert evaluate(run.state, toy).loss == pytest.approx(after, rel=1e-12)
+
+
+def test_a_model_that_the_problem_keeps_stays_as_it_is(toy: Toy) -> None:
+    kept = toy.model(0)
+    shared = replace(toy, make=lambda: kept)
+    before = {name: part.clone() for name, part in kept.state_dict().items()}
+    state = {name: 2 * part.detach() for name, part in kept.named_parameters()}
+    wanted = copy.deepcopy(kept)
+    wanted.load_state_dict(kept.state_dict() | state)
+    assert evaluate(state, shared).loss == evaluate(wanted, toy).loss
+    after = kept.state_dict()
+    assert all(torch.equal(after[name], part) for name, part in before.items())
