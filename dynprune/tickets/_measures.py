@@ -199,13 +199,10 @@ class TicketMeasures:
     def _can_reach(self, ticket: Ticket) -> bool:
         if self._network is None:
             return False
-        try:
-            self._network.effective(dict(ticket.mask_items))
-            self._network.check_judged(dict(ticket.mask_items))
-        except InvalidInputError as error:
-            self._notes.append(f"effective_density: {error}")
-            return False
-        return True
+        why = self._network.hidden(dict(ticket.mask_items))
+        if why:
+            self._notes.append(f"effective_density: {why}")
+        return not why
 
     def _can_norm(self, ticket: Ticket) -> bool:
         if self._network is None:

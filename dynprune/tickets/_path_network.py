@@ -133,8 +133,8 @@ class PathNetwork:
 
         Raises:
             InvalidInputError: If the masks do not fit the model, or the output does
-                not depend on the masked weights, saturates or is not finite; or see
-                :meth:`check_judged`.
+                not depend on the masked weights, saturates or is not finite, or if
+                :meth:`hidden` finds weights.
 
         Cost:
             Two forward passes and a backward pass of one example; three times that
@@ -148,11 +148,12 @@ class PathNetwork:
             whole = {name: torch.ones_like(mask) for name, mask in masks.items()}
             if _any(self._alive(masks, scale=_SMALL)) or not _any(self._alive(whole)):
                 raise InvalidInputError(_SATURATED)
-        self.check_judged(masks)
+        if why := self.hidden(masks):
+            raise InvalidInputError(why)
         return alive
 
-    def check_judged(self, masks: Mapping[str, Tensor]) -> None:
-        """Refuse weights that have no slope, masked or not, though they matter.
+    def hidden(self, masks: Mapping[str, Tensor]) -> str:
+        """Say which weights have no slope, masked or not, though they matter.
 
         Without masks and with positive weights, an output that does not change with a
         weight has no path through it, unless a function such as a maximum, or a clamp
@@ -161,8 +162,8 @@ class PathNetwork:
         Args:
             masks: Parameter name to boolean tensor; only names and shapes count.
 
-        Raises:
-            InvalidInputError: If there are such weights; it says of which layers.
+        Returns:
+            Why paths through their layers cannot be judged; empty if there are none.
 
         Cost:
             Two forward passes and a backward pass of one example; five times that where
@@ -170,11 +171,10 @@ class PathNetwork:
         """
         key = tuple(masks)
         if key not in self._judged:
-            self._judged[key] = self._hidden(masks)
-        if self._judged[key]:
-            raise InvalidInputError(self._judged[key])
+            self._judged[key] = self._find_hidden(masks)
+        return self._judged[key]
 
-    def _hidden(self, masks: Mapping[str, Tensor]) -> str:
+    def _find_hidden(self, masks: Mapping[str, Tensor]) -> str:
         whole = {name: torch.ones_like(mask) for name, mask in masks.items()}
         seen = self._alive(whole)
         if all(bool(part.all()) for part in seen.values()):
