@@ -15,6 +15,7 @@ from dynprune.tickets._same_outputs import compared, outputs
 from dynprune.tickets._sparse_linear import Layout, SparseLinear, is_linear
 from dynprune.tickets._ticket import Ticket
 from dynprune.tickets._trace import Example, has_hooks
+from dynprune.tickets._wrapped import named_inside
 
 
 def to_sparse(
@@ -73,7 +74,8 @@ def to_sparse(
     if example is not None:
         with _evaluated(made):
             dense_outputs = outputs(made, example)
-    masks = {id(dict(made.named_parameters())[name]): name for name in ticket.masks}
+    named = dict(named_inside(ticket.mask_items, made))
+    masks = {id(dict(made.named_parameters())[name]): name for name in named}
     owned = {
         id(child)
         for part in made.modules()
@@ -106,8 +108,8 @@ def to_sparse(
             "Linear layer without hooks, and only those become sparse. Export with "
             "ticket.to_dense, or remove units with dp.tickets.reduce."
         )
-    for name, mask in ticket.mask_items:
-        other = mask.numel() * dict(ticket.state_items)[name].element_size()
+    for (name, mask), (own, _) in zip(named.items(), ticket.mask_items, strict=True):
+        other = mask.numel() * dict(ticket.state_items)[own].element_size()
         forms.setdefault(name, ("dense", other, other))
     error = scale = None
     if example is not None:
@@ -121,7 +123,7 @@ def to_sparse(
             )
     return Export(
         module=made,
-        layers=tuple((name, *forms[name]) for name in ticket.masks),
+        layers=tuple((name, *forms[name]) for name in named),
         bytes_before=size(model),
         bytes_after=size(made),
         error=error,
