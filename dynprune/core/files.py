@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as _encode
 
-from dynprune.core.errors import InvalidInputError
+from dynprune.core.errors import DynPruneError, InvalidInputError
 
 _KEY = "dynprune"
 _Result = TypeVar("_Result")
@@ -164,6 +164,7 @@ def load_result(
         The result.
 
     Raises:
+        DynPruneError: What ``unpack`` raises itself.
         InvalidInputError: If the file is missing, truncated, of another kind, or lacks
             a part.
     """
@@ -175,7 +176,7 @@ def load_result(
         )
     try:
         return unpack(tensors, metadata)
-    except InvalidInputError:  # which says what is wrong
+    except DynPruneError:  # which says what is wrong
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InvalidInputError(
