@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as _encode
 
-from dynprune.core.errors import InvalidInputError
+from dynprune.core.errors import DynPruneError, InvalidInputError
 
 _KEY = "dynprune"
 _Result = TypeVar("_Result")
@@ -110,7 +110,7 @@ def load_tensors(
         The tensors by name, on the CPU, and the metadata.
 
     Raises:
-        InvalidInputError: If the file is missing, truncated or not ours.
+        InvalidInputError: If the file is missing, truncated, damaged or not ours.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -128,7 +128,19 @@ def load_tensors(
             f"{path} is a safetensors file without dynprune's metadata. Load it with "
             "safetensors itself, or pass a file that dynprune saved."
         )
-    return tensors, json.loads(raw)
+    try:
+        metadata = json.loads(raw)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"{path} has damaged metadata ({error}). Make it again, or take it from a "
+            "backup."
+        ) from error
+    if not isinstance(metadata, dict):
+        raise InvalidInputError(
+            f"{path} has damaged metadata (a {type(metadata).__name__}, not names and "
+            "values). Make it again, or take it from a backup."
+        )
+    return tensors, metadata
 
 
 def load_result(
@@ -152,6 +164,7 @@ def load_result(
         The result.
 
     Raises:
+        DynPruneError: What ``unpack`` raises itself.
         InvalidInputError: If the file is missing, truncated, of another kind, or lacks
             a part.
     """
@@ -163,7 +176,9 @@ def load_result(
         )
     try:
         return unpack(tensors, metadata)
-    except (KeyError, TypeError) as error:
+    except DynPruneError:  # which says what is wrong
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InvalidInputError(
             f"{path} lacks part of {what} ({error}). Make it again with this version "
             "of dynprune."

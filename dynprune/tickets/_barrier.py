@@ -20,6 +20,7 @@ from dynprune.core import (
 )
 from dynprune.system import OnCopies, length, read
 from dynprune.tickets._ticket import Ticket
+from dynprune.tickets._torch_prune import copied
 from dynprune.training import ProblemLike, Run, check_whole, evaluate
 
 NormStatistics = Literal["interpolate", "reestimate"]
@@ -179,7 +180,7 @@ def error_barrier(
         )
     first, second = _named(a), _named(b)
     check_ends(first, second)
-    model = problem.model(0)
+    model = copied(problem.model(0))  # a maker may return its one model each time
     _fill(model, first)
     _check_buffers(model, first, buffers)
     check_whole(model, first, problem)

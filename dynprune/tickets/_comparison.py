@@ -21,6 +21,7 @@ from dynprune.tickets import _plot_comparison
 from dynprune.tickets._readings import ALL, Reading
 
 _KIND = "tickets.Comparison"
+_DAMAGED = "The comparison in the file is damaged: {}. Make it again."
 _NUMBERS = ("value", "null_mean", "null_sd", "z", "p")
 DISTANCES = ("hamming", "error_barrier", "loss_barrier")
 
@@ -226,6 +227,7 @@ class Comparison:
 
 
 def _unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Comparison:
+    _check(tensors, metadata)
     rows = zip(metadata["readings"], tensors["readings"].tolist(), strict=True)
     return Comparison(
         labels=tuple(metadata["labels"]),
@@ -244,6 +246,32 @@ def _unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Compa
         cost=Cost(**metadata["cost"]),
         provenance=Provenance.from_dict(metadata["provenance"]),
     )
+
+
+def _check(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    # of a damaged file: what is not refused below would be read as something else
+    labels, layers = metadata["labels"], metadata["layers"]
+    readings, notes = metadata["readings"], metadata["notes"]
+    words = [labels, layers, notes, *readings]
+    if not all(isinstance(own, list) and _are_words(own) for own in words):
+        raise InvalidInputError(_DAMAGED.format("its names are no lists of words"))
+    if any(len(own) not in {3, 4} or set(own[2:]) - {*labels} for own in readings):
+        raise InvalidInputError(
+            _DAMAGED.format("a reading is of no ticket that it has")
+        )
+    for name, shape in (
+        ("densities", (len(labels), 1 + len(layers))),
+        ("readings", (len(readings), len(_NUMBERS))),
+    ):
+        found = tuple(tensors[name].shape)
+        if found != shape and (readings or name != "readings"):
+            raise InvalidInputError(
+                _DAMAGED.format(f"its {name} are {found} instead of {shape}")
+            )
+
+
+def _are_words(own: list[Any]) -> bool:
+    return all(isinstance(word, str) for word in own)
 
 
 def _span(values: list[float]) -> str:

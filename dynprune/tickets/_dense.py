@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dynprune.core import InvalidInputError
 from dynprune.tickets._apply import check_masks
 from dynprune.tickets._torch_prune import copied, make_permanent_
+from dynprune.tickets._wrapped import named_inside, unwrapped
 
 
 def to_dense(masks: Iterable[tuple[str, Tensor]], model: nn.Module) -> nn.Module:
@@ -15,7 +16,8 @@ def to_dense(masks: Iterable[tuple[str, Tensor]], model: nn.Module) -> nn.Module
 
     Args:
         masks: Name and boolean tensor, True = kept.
-        model: The user's model, plain or masked by ``torch.nn.utils.prune``.
+        model: The user's model, plain or masked by ``torch.nn.utils.prune``; taken out
+            of ``torch.compile`` and data-parallel wrappers.
 
     Returns:
         The copy, with plain parameters.
@@ -24,7 +26,7 @@ def to_dense(masks: Iterable[tuple[str, Tensor]], model: nn.Module) -> nn.Module
         InvalidInputError: If a mask does not fit, or the model cannot be copied.
     """
     try:
-        made = copied(model)
+        made = copied(unwrapped(model))
     except RuntimeError as error:
         raise InvalidInputError(
             f"{type(model).__name__} cannot be copied ({error}). Take tensors that are "
@@ -32,7 +34,7 @@ def to_dense(masks: Iterable[tuple[str, Tensor]], model: nn.Module) -> nn.Module
         ) from error
     for part in made.modules():
         make_permanent_(part)
-    pairs = list(masks)
+    pairs = list(named_inside(masks, made))
     check_masks(pairs, made)
     own = dict(made.named_parameters())
     with torch.no_grad():

@@ -21,9 +21,12 @@ def effective_density(
     with positive weights, no biases and linear units, w is on a path iff
     :math:`|w| \, \partial R / \partial |w| > 0` for the summed output R. (The copy has
     random weights where a weight is kept, so one of value 0 counts as a connection.
-    Norms pass units one by one; a max-pooling module passes its whole window, a softmax
-    module all units of its dimension; through functions whose slopes have signs, such
-    as attention, the condition is ≠ 0, and where they saturate, paths are lost.)
+    Norms and ``relu`` pass units one by one; a max-pooling module passes its whole
+    window, a softmax module all units of its dimension; through functions whose slopes
+    have signs, such as attention, the condition is ≠ 0. A unit of a constant value,
+    such as a sigmoid of 0, starts no path into a Linear or Conv module. Layers whose
+    weights have no slope, pruned or not, because of a clamp, a maximum or a choice are
+    refused; a gate that is 0 without its bias closes its paths.)
     Without a model the masks are read as a chain of Linear and Conv layers in their
     order, by boolean reachability of units. **That is wrong where layers are joined
     otherwise**, e.g. by a skip connection, or store their weights otherwise than (out,
@@ -43,11 +46,12 @@ def effective_density(
 
     Raises:
         InvalidInputError: If the masks fit no chain or not the model, the model comes
-            without an example, or no kept weight has a slope because a function
-            saturates.
+            without an example, or weights have no slope because a function saturates
+            or hides them.
 
     Cost:
-        One forward and one backward pass of one example.
+        Two forward passes and a backward pass of one example, and as much again once
+        where some kept weight has no path.
 
     Source:
         Vysogorets and Kempe, *Connectivity Matters: Neural Network Pruning Through the

@@ -11,8 +11,7 @@ from torch.optim import Optimizer
 from dynprune.core import InvalidInputError
 from dynprune.tickets._apply import check_masks, listed
 from dynprune.tickets._ranks import check_same_masks
-
-_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+from dynprune.tickets._wrapped import layers, named_inside
 
 
 @contextmanager
@@ -27,7 +26,7 @@ def enforced(
 
     Args:
         masks: Name and boolean tensor, True = kept.
-        model: The user's model, or its data-parallel wrapper; masked at once.
+        model: The user's model, compiled and data-parallel too; masked at once.
         optimizer: Of its parameters.
 
     Yields:
@@ -38,10 +37,11 @@ def enforced(
             of the masked weights, or data-parallel ranks have different masks; at a
             step, if other tensors have taken the place of weights that it moves.
     """  # noqa: DOC502 - raised by the checks
-    pairs = list(masks)
-    inner: nn.Module = model.module if isinstance(model, _WRAPPERS) else model
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        check_same_masks(pairs, model.process_group)
+    *wrappers, inner = layers(model)
+    pairs = list(named_inside(masks, inner))
+    for part in wrappers:
+        if isinstance(part, nn.parallel.DistributedDataParallel):
+            check_same_masks(pairs, part.process_group)
     check_masks(pairs, inner)
     weights = _Weights(pairs, inner)
     moved = _check_moved(weights.now(), optimizer)

@@ -14,6 +14,7 @@ from dynprune.core import (
     part_of,
     save_tensors,
 )
+from dynprune.tickets._apply import listed
 from dynprune.tickets._network import pack_network, unpack_network
 
 _KIND = "tickets.Export"
@@ -97,6 +98,7 @@ class Export:
     def summary(self) -> str:
         """Return five lines that a person reads."""
         changed = [name for name, _, a, b in self.layers if a != b]
+        grown = [name for name, _, a, b in self.layers if a < b]
         error = (
             "not compared (no example)"
             if self.error is None
@@ -104,7 +106,8 @@ class Export:
         )
         return "\n".join([
             f"Export by {self.provenance.made_by}",
-            f"layers    {len(changed)} of {len(self.layers)} changed",
+            f"layers    {len(changed)} of {len(self.layers)} changed"
+            + (f", {len(grown)} of them larger: {listed(grown)}" if grown else ""),
             f"bytes     {self.bytes_after} of {self.bytes_before} "
             f"({self.bytes_after / max(self.bytes_before, 1):.3g})",
             f"error     {error}",

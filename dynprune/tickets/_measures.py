@@ -68,6 +68,7 @@ class TicketMeasures:
             self._notes.append(UNKNOWN)
         self.forms = LayerForms(known)
         self._network = self._network_of(model, example)
+        self._reached = self._can_reach(first)
         self._normed = self._can_norm(first)
 
     @property
@@ -119,10 +120,10 @@ class TicketMeasures:
                 name: self.forms.straight(name, mask) for name, mask in masks.items()
             })
             alive = {name: self.forms.own(name, part) for name, part in chain.items()}
-        elif self._network is not None:
+        elif self._network is not None and self._reached:
             alive = self._network.effective(masks)
         else:
-            return {}
+            return self._norm(ticket, state)
         kept = {name: int(part.sum()) for name, part in alive.items()}
         found: Values = {
             ("effective_density", ALL): sum(kept.values()) / ticket.prunable_size
@@ -131,11 +132,15 @@ class TicketMeasures:
             ("effective_density", name): count / masks[name].numel()
             for name, count in kept.items()
         }
-        if self._normed and self._network is not None:
-            found["path_norm", ALL] = self._network.path_norm(
-                state, dict(ticket.buffer_items), power=self._power
-            )
-        return found
+        return found | self._norm(ticket, state)
+
+    def _norm(self, ticket: Ticket, state: dict[str, Tensor]) -> Values:
+        if not self._normed or self._network is None:
+            return {}
+        norm = self._network.path_norm(
+            state, dict(ticket.buffer_items), power=self._power
+        )
+        return {("path_norm", ALL): norm}
 
     def _locality(self, ticket: Ticket, state: dict[str, Tensor]) -> Values:
         name = ticket.mask_items[0][0]
@@ -191,12 +196,20 @@ class TicketMeasures:
             return None
         return PathNetwork(self._system.module, example)
 
+    def _can_reach(self, ticket: Ticket) -> bool:
+        if self._network is None:
+            return False
+        why = self._network.hidden(dict(ticket.mask_items))
+        if why:
+            self._notes.append(f"effective_density: {why}")
+        return not why
+
     def _can_norm(self, ticket: Ticket) -> bool:
         if self._network is None:
             return False
-        try:
+        try:  # the whole state, whose paths are those of every ticket
             self._network.path_norm(
-                ticket.masked_state, dict(ticket.buffer_items), power=self._power
+                dict(ticket.state_items), dict(ticket.buffer_items), power=self._power
             )
         except InvalidInputError as error:
             self._notes.append(f"path_norm: {error}")

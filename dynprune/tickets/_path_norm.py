@@ -21,8 +21,11 @@ def path_norm(
     over all paths from an input to an output, by one forward pass of :math:`|m \odot
     \theta|^p` on ones in float64. Biases start no path; a batch norm multiplies by
     :math:`\gamma / \sqrt{v + \epsilon}`; a max-pooling module counts as a sum over its
-    window (called as a function, ``F.max_pool2d``, it stays a maximum), and average
-    pooling keeps its factor 1/n whatever p.
+    window (called as a function, ``F.max_pool2d``, it stays a maximum). **Constants of
+    the forward pass are no weights**: average pooling keeps its factor 1/n and ``0.5 *
+    layer(x)`` its 0.5 whatever p. A minus sign is refused where the output falls as a
+    weight or an input rises. A function that is homogeneous and never falls, such as a
+    maximum or a norm of units, cannot be told from a sum and stays as it is.
 
     Args:
         ticket: The ticket.
@@ -35,10 +38,11 @@ def path_norm(
 
     Raises:
         InvalidInputError: If the ticket does not fit the model, ``power`` is not 1 or
-            2, or the network is no sum over paths (layer norm, attention).
+            2, or the network is no sum over paths (layer norm, attention, a minus
+            sign, a shift).
 
     Cost:
-        Two forward passes of one example.
+        Four forward and two backward passes of one example.
 
     Source:
         Neyshabur, Tomioka and Srebro, *Norm-Based Capacity Control in Neural Networks*,

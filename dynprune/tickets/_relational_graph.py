@@ -41,9 +41,9 @@ def relational_graph(masks: Iterable[Tensor], *, groups: int = GROUPS) -> Any:
         # exact in float32: counts below 2^24
         units = mask.flatten(2).sum(2) if mask.ndim > 2 else mask
         part = units.float()
-        rows = torch.zeros(groups, part.shape[1])
+        rows = part.new_zeros(groups, part.shape[1])
         rows.index_add_(0, _group(part.shape[0], groups), part)
-        block = torch.zeros(groups, groups)
+        block = part.new_zeros(groups, groups)
         block.index_add_(1, _group(part.shape[1], groups), rows)
         total += block.double()
     weights = (total + total.T).numpy()

@@ -7,13 +7,15 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from dynprune.core import InvalidInputError, Provenance
+from dynprune.tickets._apply import listed
 from dynprune.tickets._dense import to_dense
 from dynprune.tickets._export_results import Export, size
 from dynprune.tickets._network import placed
 from dynprune.tickets._same_outputs import compared, outputs
 from dynprune.tickets._sparse_linear import Layout, SparseLinear, is_linear
 from dynprune.tickets._ticket import Ticket
-from dynprune.tickets._trace import Example
+from dynprune.tickets._trace import Example, has_hooks
+from dynprune.tickets._wrapped import named_inside
 
 
 def to_sparse(
@@ -33,12 +35,14 @@ def to_sparse(
     Supported: ``nn.Linear`` and ``transformers.pytorch_utils.Conv1D``. Left dense, with
     zeros: convolutions (torch has no sparse ones), embeddings, and linear layers whose
     weight is read without calling them (those inside ``nn.MultiheadAttention`` and
-    ``nn.TransformerEncoderLayer``). The result lists what became of each layer.
+    ``nn.TransformerEncoderLayer``) or that have forward hooks. The result lists what
+    became of each layer.
 
     CSR with 32-bit indices takes 8 bytes per float32 weight kept, so it is smaller than
-    dense below density 1/2; whether it is faster depends on density, width, batch and
-    library (``benchmarks/sparse_export.py``). On the CPU, products in half precision
-    are computed in float32, from a copy of the weights made at each call.
+    dense below density 1/2 and larger above, which the result says; whether it is
+    faster depends on density, width, batch and library
+    (``benchmarks/sparse_export.py``). On the CPU, products in half precision are
+    computed in float32, from a copy of the weights made at each call.
 
     Args:
         ticket: Its masks; not its state.
@@ -52,8 +56,8 @@ def to_sparse(
 
     Raises:
         InvalidInputError: If a mask does not fit the model, the layout is unknown, no
-            masked weight belongs to a supported layer, or the outputs on the example
-            differ by more than rounding.
+            masked weight is of a layer that becomes sparse, or the outputs on the
+            example differ by more than rounding.
 
     Example:
         >>> import torch
@@ -70,7 +74,8 @@ def to_sparse(
     if example is not None:
         with _evaluated(made):
             dense_outputs = outputs(made, example)
-    masks = {id(dict(made.named_parameters())[name]): name for name in ticket.masks}
+    named = dict(named_inside(ticket.mask_items, made))
+    masks = {id(dict(made.named_parameters())[name]): name for name in named}
     owned = {
         id(child)
         for part in made.modules()
@@ -88,19 +93,23 @@ def to_sparse(
         if not is_linear(part) or id(part) in owned:
             forms[name] = (f"dense {type(part).__name__}", before, before)
             continue
+        if has_hooks(part):
+            forms[name] = (f"dense {type(part).__name__}, has hooks", before, before)
+            continue
         if part not in swapped:
             swapped[part] = SparseLinear.of(part, layout=layout).train(part.training)
         new = swapped[part]
         made = placed(made, path, new)
-        forms[name] = (f"{layout}, {new.kept} kept", before, size(new))
+        grown = ", larger than dense" if size(new) > before else ""
+        forms[name] = (f"{layout}, {new.kept} kept{grown}", before, size(new))
     if not any(form.startswith(layout) for form, *_ in forms.values()):
         raise InvalidInputError(
-            f"No weight that the ticket masks ({', '.join(ticket.masks)}) belongs to a "
-            "Linear layer, and torch has sparse matrices for those only. Export with "
+            f"No weight that the ticket masks ({_told(ticket, forms)}) belongs to a "
+            "Linear layer without hooks, and only those become sparse. Export with "
             "ticket.to_dense, or remove units with dp.tickets.reduce."
         )
-    for name, mask in ticket.mask_items:
-        other = mask.numel() * dict(ticket.state_items)[name].element_size()
+    for (name, mask), (own, _) in zip(named.items(), ticket.mask_items, strict=True):
+        other = mask.numel() * dict(ticket.state_items)[own].element_size()
         forms.setdefault(name, ("dense", other, other))
     error = scale = None
     if example is not None:
@@ -114,13 +123,19 @@ def to_sparse(
             )
     return Export(
         module=made,
-        layers=tuple((name, *forms[name]) for name in ticket.masks),
+        layers=tuple((name, *forms[name]) for name in named),
         bytes_before=size(model),
         bytes_after=size(made),
         error=error,
         scale=scale,
         provenance=exported(ticket, "tickets.to_sparse", layout=layout),
     )
+
+
+def _told(ticket: Ticket, forms: dict[str, tuple[str, int, int]]) -> str:
+    return listed([
+        f"{name} ({forms.get(name, ('dense',))[0]})" for name in ticket.masks
+    ])
 
 
 def exported(ticket: Ticket, made_by: str, **settings: object) -> Provenance:

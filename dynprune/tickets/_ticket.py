@@ -18,6 +18,7 @@ from dynprune.core import (
     save_tensors,
 )
 from dynprune.tickets import _apply, _dense, _enforce, _plot, _torch_prune
+from dynprune.tickets._wrapped import named_inside, unwrapped
 
 Items = tuple[tuple[str, Tensor], ...]
 _KIND = "ticket"
@@ -51,9 +52,10 @@ class Ticket:
         cost: What it took to find it, training of earlier levels included.
 
     Raises:
-        InvalidInputError: If there is no mask, a mask is not boolean, keeps nothing
-            anywhere, has no parameter of its shape, a parameter is not finite, or
-            something is no tensor with data (NumPy, the meta device, float8).
+        InvalidInputError: If there is no mask, a name comes twice, a mask is not
+            boolean, keeps nothing anywhere, has no parameter of its shape, a parameter
+            is not finite, or something is no tensor with data (NumPy, the meta device,
+            float8).
 
     Example:
         >>> ticket = Ticket.make(
@@ -79,6 +81,14 @@ class Ticket:
         """
         for slot in ("mask_items", "state_items", "buffer_items"):
             object.__setattr__(self, slot, _copies(getattr(self, slot)))
+        for slot in ("mask_items", "state_items", "buffer_items"):
+            names = [name for name, _ in getattr(self, slot)]
+            if len(set(names)) < len(names):
+                twice = sorted({name for name in names if names.count(name) > 1})
+                raise InvalidInputError(
+                    f"The ticket's {slot} name {_apply.listed(twice)} more than once. "
+                    "Pass every tensor once."
+                )
         state = dict(self.state_items)
         for name, mask in self.mask_items:
             if mask.dtype != torch.bool:
@@ -183,13 +193,16 @@ class Ticket:
         r"""Write :math:`m \odot \theta` and the buffers into a model, in place.
 
         Args:
-            model: The user's model, on any device.
+            model: The user's model, on any device, also inside ``torch.compile`` or a
+                data-parallel wrapper.
 
         Raises:
             InvalidInputError: If names, shapes or dtypes differ; it says which, and
                 nothing is changed.
         """  # noqa: DOC502 - raised by write
-        _apply.write(model, self.masked_state, dict(self.buffer_items))
+        inner = unwrapped(model)
+        state = dict(named_inside(self.masked_state.items(), inner))
+        _apply.write(inner, state, dict(named_inside(self.buffer_items, inner)))
 
     def enforced(
         self, model: nn.Module, optimizer: Optimizer
@@ -204,8 +217,8 @@ class Ticket:
         ``load_state_dict(assign=True)`` replaces are masked too, but a step of an
         optimiser that still holds the old ones is refused.
 
-        A ``DistributedDataParallel`` model is unwrapped, and ranks with different
-        masks are refused (``dp.tickets.broadcast`` hands one ticket to all).
+        A ``DistributedDataParallel`` or compiled model is unwrapped, and ranks with
+        different masks are refused (``dp.tickets.broadcast`` hands one ticket to all).
 
         Args:
             model: The user's model; call :meth:`apply_` first to start from θ.
@@ -269,9 +282,14 @@ class Ticket:
         Raises:
             InvalidInputError: If it does not fit; nothing is changed then.
         """  # noqa: DOC502 - raised by write
-        _apply.check_masks(self.mask_items, model)
-        _apply.write(model, dict(self.state_items), dict(self.buffer_items))
-        _torch_prune.reparametrise(model, dict(self.mask_items))
+        inner = unwrapped(model)
+        masks, state, buffers = (
+            dict(named_inside(items, inner))
+            for items in (self.mask_items, self.state_items, self.buffer_items)
+        )
+        _apply.check_masks(masks.items(), inner)
+        _apply.write(inner, state, buffers)
+        _torch_prune.reparametrise(inner, masks)
         return model
 
     @staticmethod
@@ -291,7 +309,7 @@ class Ticket:
             InvalidInputError: If nothing of the model is pruned that way, or a tied
                 weight has different masks.
         """  # noqa: DOC502 - raised by read
-        masks, state, buffers = _torch_prune.read(model)
+        masks, state, buffers = _torch_prune.read(unwrapped(model))
         first = next(iter(state.values()))
         record = Provenance(
             made_by="tickets.Ticket.from_torch_prune",

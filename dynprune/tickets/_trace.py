@@ -66,15 +66,28 @@ def check_hooks(model: nn.Module) -> None:
         InvalidInputError: If any module has one.
     """
     hooked = [
-        name or "the model itself"
+        repr(name) if name else "the model itself"
         for name, part in model.named_modules()
-        if part._forward_hooks or part._forward_pre_hooks
+        if has_hooks(part)
     ]
     if hooked:
         raise InvalidInputError(
-            f"{listed(hooked)} have forward hooks, which may do anything. Remove them "
-            "first; ticket.to_dense(model) removes those of torch.nn.utils.prune."
+            f"Modules with forward hooks: {listed(hooked)}. A hook may do anything. "
+            "Remove them first; ticket.to_dense(model) removes those of "
+            "torch.nn.utils.prune."
         )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Say whether something is called before or after a module.
+
+    Args:
+        module: The module; not those in it.
+
+    Returns:
+        Whether it has forward hooks or forward pre-hooks.
+    """
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _first_line(error: Exception) -> str:

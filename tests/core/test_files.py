@@ -83,3 +83,39 @@ def test_parts_are_taken_apart_as_they_were_joined(tmp_path):
         assert found[name][1] == plain
         assert found[name][0].keys() == own.keys()
         assert all(torch.equal(found[name][0][key], part) for key, part in own.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "damaged metadata"),
+        ("[1]", "damaged metadata.*a list"),
+        ("null", "damaged metadata.*NoneType"),
+        ('{"kind": "other"}', "holds 'other'"),
+        ('{"kind": "thing"}', "lacks part of a thing"),
+        ('{"kind": "thing", "names": null}', "lacks part of a thing"),
+        ('{"kind": "thing", "names": [1]}', "lacks part of a thing"),
+        ('{"kind": "thing", "names": {"a": [2]}}', "lacks part of a thing"),
+    ],
+)
+def test_damaged_metadata_are_refused(tmp_path, text, says):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(2)}, tmp_path / "x", metadata={"dynprune": text})
+
+    def unpack(tensors, metadata):
+        found = [(name, own[0]) for name, own in metadata["names"].items()]
+        return [(tensors[name], [1, 2][index]) for name, index in found]
+
+    with pytest.raises(InvalidInputError, match=says):
+        load_result(tmp_path / "x", "thing", unpack, what="a thing", writer="a test")
+
+
+def test_what_a_reader_refuses_is_said_in_its_words(tmp_path):
+    save_tensors(tmp_path / "x", {}, {"kind": "thing"})
+
+    def unpack(tensors, metadata):
+        raise InvalidInputError("Of another model. Pass that.")
+
+    with pytest.raises(InvalidInputError, match=r"^Of another model"):
+        load_result(tmp_path / "x", "thing", unpack, what="a thing", writer="a test")

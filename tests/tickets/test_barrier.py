@@ -306,3 +306,15 @@ def test_reestimating_norms_leaves_the_data_as_they_were():
     error_barrier(*ends, problem, points=3, buffers="reestimate")
     for part, old in zip((*problem.train, *problem.test), before, strict=True):
         assert torch.equal(part, old)
+
+
+def test_a_model_that_the_maker_shares_stays_as_it_is():
+    problem = hill()
+    mine = nn.Linear(1, 1, bias=False)
+    before = mine.weight.detach().clone()
+    shared = dataclasses.replace(problem, make_model=lambda seed: mine)
+    ends = ended(weight=[[-1.0]]), ended(weight=[[1.0]])
+    found = error_barrier(*ends, shared, points=3)
+    assert found.error_barrier == pytest.approx(1.0)
+    assert torch.equal(mine.weight, before)
+    assert mine.training

@@ -12,7 +12,13 @@ import torch
 from problems import classes, dense_hessian, small_net
 from torch import nn
 
-from dynprune.core import InvalidInputError, cite, derive_seed
+from dynprune.core import (
+    InvalidInputError,
+    cite,
+    derive_seed,
+    load_tensors,
+    save_tensors,
+)
 from dynprune.pruning import imp, magnitude, random, snip
 from dynprune.spectral import eigenpairs
 from dynprune.system import GradientSystem
@@ -590,3 +596,37 @@ def test_layers_with_a_dollar_in_their_names_are_drawn():
     found = compare(*made, labels=("$_{a", "b"), shuffles=0)
     found.plot(layer=name).figure.draw_without_rendering()
     made[0].plot().figure.draw_without_rendering()
+
+
+DAMAGE = {
+    "labels is a word": {"labels": "ab"},
+    "labels are numbers": {"labels": [1, 2]},
+    "too few labels": {"labels": ["a"]},
+    "labels is null": {"labels": None},
+    "other labels": {"labels": ["c", "d"]},
+    "too few layers": {"layers": []},
+    "layers is a number": {"layers": 3},
+    "no readings": {"readings": []},
+    "readings are words": {"readings": "abc"},
+    "a reading is short": {"readings": [["density"]]},
+    "notes is a word": {"notes": "none"},
+    "cost is a list": {"cost": []},
+    "provenance is a list": {"provenance": [1]},
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_file_is_refused(tmp_path, name):
+    masks = {"w": torch.tensor([[True, False], [True, True]])}
+    ticket = Ticket.make(masks, {"w": torch.ones(2, 2)})
+    compare({"a": ticket, "b": ticket}, shuffles=0).save(tmp_path / "whole")
+    tensors, metadata = load_tensors(tmp_path / "whole")
+    assert Comparison.load(tmp_path / "whole").labels == ("a", "b")
+    save_tensors(tmp_path / "damaged", tensors, metadata | DAMAGE[name])
+    with pytest.raises(InvalidInputError, match=r"damaged|lacks part of a comparison"):
+        Comparison.load(tmp_path / "damaged")
+    for part in tensors:
+        wrong = {**tensors, part: tensors[part].flatten()[:-1]}
+        save_tensors(tmp_path / "damaged", wrong, metadata)
+        with pytest.raises(InvalidInputError, match=f"damaged: its {part} are"):
+            Comparison.load(tmp_path / "damaged")

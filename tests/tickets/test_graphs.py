@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -186,3 +188,21 @@ def test_graph_measures_of_a_ticket():
 def test_too_few_groups_are_refused():
     with pytest.raises(InvalidInputError, match="relational graph of 2 groups"):
         graph_measures(made(a=torch.ones(4, 9).bool()), groups=2)
+
+
+def test_the_default_dtype_does_not_matter():
+    # set in another process: it is the whole process's
+    code = (
+        "import torch\n"
+        "torch.set_default_dtype(torch.float64)\n"
+        "from dynprune.tickets import Ticket, graph_measures\n"
+        "mask = torch.arange(63).reshape(9, 7) % 3 == 0\n"
+        "state = {'a': torch.ones(9, 7)}\n"
+        "print(graph_measures(Ticket.make({'a': mask}, state), groups=4))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    mask = torch.arange(63).reshape(9, 7) % 3 == 0
+    ticket = Ticket.make({"a": mask}, {"a": torch.ones(9, 7)})
+    assert done.stdout.strip() == repr(graph_measures(ticket, groups=4))

@@ -11,7 +11,7 @@ from torch import nn
 
 from dynprune import tasks
 from dynprune.core import InvalidInputError
-from dynprune.tickets import Ticket, effective_density, path_norm
+from dynprune.tickets import Ticket, compare, effective_density, path_norm
 from dynprune.tickets._chain import chain_effective
 from dynprune.tickets._path_network import PathNetwork
 
@@ -466,3 +466,194 @@ def test_added_keys_and_values_of_attention_start_no_path():
     masks["map.weight"][:] = False
     found = effective_density(ticket_of(net, masks), net, example=torch.ones(1, 5, 3))
     assert set(found.values()) == {0.0}
+
+
+class Two(nn.Module):
+    """Two linear layers, joined by a function of them and the input."""
+
+    def __init__(self, join, sizes=((3, 4), (3, 4)), **buffers):
+        nn.Module.__init__(self)
+        self.a, self.b = (nn.Linear(*size) for size in sizes)
+        self.join = join
+        for name, part in buffers.items():
+            self.register_buffer(name, part)
+
+    def forward(self, x):
+        return self.join(self, x)
+
+
+def relu_of_shift(net, x):
+    return net.b(torch.relu(net.a(x - net.mean)))
+
+
+MINUS = {
+    "difference": Two(lambda net, x: net.a(x) - net.b(x)),
+    "negated input": Two(lambda net, x: net.a(-x) + net.b(x)),
+    "relu": Two(lambda net, x: torch.relu(net.a(x) - net.b(x))),
+    "module": Two(lambda net, x: nn.ReLU()(net.a(x) - net.b(x))),
+    "clamp": Two(lambda net, x: (net.a(x) - net.b(x)).clamp(min=0)),
+    "two outputs": Two(lambda net, x: (net.a(x), -net.b(x))),
+    "skip": Two(lambda net, x: net.b(net.a(x)) - x, ((3, 3), (3, 3))),
+    "long way": Two(lambda net, x: net.b(net.a(x)) - net.a(x), ((3, 3), (3, 3))),
+    "both signs": Two(
+        lambda net, x: net.b(torch.relu(torch.cat([net.a(x), -net.a(x)], 1))),
+        ((3, 4), (8, 2)),
+    ),
+    "shift": Two(relu_of_shift, ((3, 4), (4, 2)), mean=torch.tensor(5.0)),
+    "clamped shift": Two(
+        lambda net, x: net.b(net.a(x - net.mean).clamp(min=0)),
+        ((3, 4), (4, 2)),
+        mean=torch.tensor(5.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("name", MINUS)
+def test_a_minus_sign_has_no_path_norm(name, power):
+    net = seeded_(copy.deepcopy(MINUS[name]))
+    ticket = ticket_of(net, masks_for(net, 2.0, 0))
+    with pytest.raises(InvalidInputError, match=r"no sum over paths.*leave"):
+        path_norm(ticket, net, example=torch.ones(1, 3), power=power)
+
+
+def test_a_norm_of_no_path_is_zero():
+    net = mlp()
+    masks = masks_for(net, 2.0, 0)
+    masks["2.weight"][:] = False
+    assert path_norm(ticket_of(net, masks), net, example=torch.ones(1, 4)) == 0.0
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_a_sum_of_layers_has_a_path_norm(power):
+    net = seeded_(copy.deepcopy(MINUS["relu"]))
+    net.join = lambda net, x: nn.functional.relu(net.a(x) + net.b(x))
+    parts = [net.a.weight.detach(), net.b.weight.detach()]
+    expected = sum(float((p.double().abs() ** power).sum()) for p in parts)
+    ticket = ticket_of(net, masks_for(net, 2.0, 0))
+    found = path_norm(ticket, net, example=torch.ones(1, 3), power=power)
+    assert found == pytest.approx(expected ** (1 / power), rel=1e-12)
+
+
+def test_a_comparison_says_that_there_is_no_path_norm():
+    net = seeded_(copy.deepcopy(MINUS["difference"]))
+    tickets = [ticket_of(net, masks_for(net, 0.5, seed)) for seed in range(2)]
+    found = compare(tickets, model=net, example=torch.ones(1, 3), power=2)
+    assert "path_norm" not in found.measures
+    assert "effective_density" in found.measures
+    assert any("no sum over paths" in note for note in found.notes)
+
+
+class Shifts(nn.Module):
+    """Three layers with a function that is not 0 at 0 between them."""
+
+    def __init__(self, function, widths=(4, 4, 4, 2)):
+        nn.Module.__init__(self)
+        self.layers = nn.ModuleList(
+            nn.Linear(*pair) for pair in itertools.pairwise(widths)
+        )
+        self.shift = nn.Parameter(torch.ones(4))
+        self.register_buffer("offset", torch.ones(4))
+        self.function = function
+
+    def forward(self, x):
+        *first, last = self.layers
+        for layer in first:
+            x = self.function(self, layer(x))
+        return last(x)
+
+
+NOT_ZERO_AT_ZERO = {
+    "sigmoid": lambda net, x: torch.sigmoid(x),
+    "softplus": lambda net, x: nn.functional.softplus(x),
+    "hardsigmoid": lambda net, x: nn.functional.hardsigmoid(x),
+    "cos": lambda net, x: torch.cos(x),
+    "parameter": lambda net, x: torch.relu(x + net.shift),
+    "buffer": lambda net, x: torch.relu(x + net.offset),
+}
+
+
+@pytest.mark.parametrize("widths", [(4, 4, 2), (4, 4, 4, 2)], ids=str)
+@pytest.mark.parametrize("name", NOT_ZERO_AT_ZERO)
+def test_a_unit_that_is_cut_from_the_input_starts_no_path(name, widths):
+    net = seeded_(Shifts(NOT_ZERO_AT_ZERO[name], widths))
+    masks = masks_for(net, 2.0, 0)
+    masks["layers.0.weight"][0] = False
+    found = effective_density(ticket_of(net, masks), net, example=torch.ones(1, 4))
+    assert found["layers.0.weight"] == found["layers.1.weight"] == 0.75
+    assert found[f"layers.{len(widths) - 2}.weight"] == (
+        0.75 if len(widths) == 3 else 1
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_convolutions_by_functions_reach_as_the_chain_says(seed):
+    class Net(nn.Module):
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.a, self.b = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 5, 3)
+            self.norm, self.fc = nn.BatchNorm2d(4), nn.Linear(5, 3)
+
+        def forward(self, x):
+            x = torch.sigmoid(self.norm(self.a(x)))
+            return self.fc(nn.functional.softplus(self.b(x)).mean((2, 3)))
+
+    net = seeded_(Net())
+    masks = masks_for(net, 0.1, seed)
+    expected = chain_effective(masks)
+    found = PathNetwork(net, torch.zeros(1, 2, 8, 8)).effective(masks)
+    assert all(torch.equal(found[name], expected[name]) for name in masks)
+
+
+class Differs(nn.Module):
+    """A function of the difference of two layers, read by a third."""
+
+    def __init__(self, function):
+        nn.Module.__init__(self)
+        self.a, self.b, self.o = nn.Linear(6, 40), nn.Linear(6, 40), nn.Linear(40, 3)
+        self.function = function
+
+    def forward(self, x):
+        return self.o(self.function(self.a(x) - self.b(x)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [torch.relu, nn.functional.relu, torch.Tensor.relu_, nn.ReLU()],
+    ids=["torch", "functional", "in place", "module"],
+)
+def test_a_rectified_difference_passes(function):
+    net = seeded_(Differs(function))
+    ticket = ticket_of(net, masks_for(net, 2.0, 0))
+    found = effective_density(ticket, net, example=torch.ones(1, 6))
+    assert set(found.values()) == {1.0}
+    masks = masks_for(net, 2.0, 0)
+    masks["a.weight"][0] = masks["b.weight"][0] = False
+    found = effective_density(ticket_of(net, masks), net, example=torch.ones(1, 6))
+    assert found["o.weight"] == 39 / 40
+
+
+@pytest.mark.parametrize(
+    "function",
+    [nn.functional.relu6, lambda y: y.clamp(min=0)],
+    ids=["relu6", "clamp"],
+)
+def test_layers_behind_a_function_that_hides_them_are_not_judged(function):
+    net = seeded_(Differs(function))
+    ticket = ticket_of(net, masks_for(net, 0.5, 0))
+    with pytest.raises(InvalidInputError, match=r"a\.weight \(\d+ of 240.*nn\.ReLU6"):
+        effective_density(ticket, net, example=torch.ones(1, 6))
+    found = compare(
+        [ticket, ticket_of(net, masks_for(net, 0.5, 1))],
+        model=net,
+        example=torch.ones(1, 6),
+    )
+    assert "effective_density" not in found.measures
+    assert any("cannot be judged" in note for note in found.notes)
+
+
+def test_parts_of_a_kernel_that_see_padding_alone_are_judged():
+    net = seeded_(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU()))
+    ticket = ticket_of(net, masks_for(net, 2.0, 0))
+    found = effective_density(ticket, net, example=torch.ones(1, 1, 1, 1))
+    assert found["all"] == pytest.approx(1 / 9)

@@ -689,7 +689,7 @@ def test_hooks_and_wrong_examples_are_refused():
     with pytest.raises(InvalidInputError, match="cannot be called with this example"):
         reduce(ticket, model, example=torch.ones(1, 5).double())
     model[0].register_forward_hook(lambda *_: None)
-    with pytest.raises(InvalidInputError, match="0 have forward hooks"):
+    with pytest.raises(InvalidInputError, match="with forward hooks: '0'"):
         reduce(ticket, model, example=torch.ones(1, 4).double())
 
 

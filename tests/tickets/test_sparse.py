@@ -314,3 +314,28 @@ def test_outputs_are_compared_where_an_example_is_given():
             to_sparse(pruned(other, 0.5), other, example=torch.ones(1, 4))
     with pytest.raises(InvalidInputError, match="cannot be called with this example"):
         to_sparse(made, model, example=torch.ones(1, 3))
+
+
+def test_layers_with_hooks_keep_them_and_stay_dense():
+    model = net()
+    model[5].register_forward_pre_hook(lambda _module, inputs: (2.0 * inputs[0],))
+    made = pruned(model)
+    found = to_sparse(made, model)
+    assert [type(part) for part in found.module][3::2] == [SparseLinear, nn.Linear]
+    assert found.layers[2][1] == "dense Linear, has hooks"
+    close(found.module(inputs()), made.to_dense(model)(inputs()))
+    model[3].register_forward_hook(lambda _module, _inputs, output: output + 1.0)
+    with pytest.raises(InvalidInputError, match=r"3\.weight \(dense Linear, has hooks"):
+        to_sparse(made, model)
+
+
+def test_layers_that_become_larger_are_named():
+    model = net(torch.float32)
+    made = pruned(model)
+    masks = made.masks
+    masks["5.weight"][:] = True
+    found = to_sparse(Ticket.make(masks, made.state), model)
+    assert found.layers[1][1] == f"csr, {int(masks['3.weight'].sum())} kept"
+    assert found.layers[2][1] == "csr, 48 kept, larger than dense"
+    assert "2 of 3 changed, 1 of them larger: 5.weight" in found.summary()
+    assert "larger" not in to_sparse(made, model).summary()

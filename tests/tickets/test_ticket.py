@@ -255,3 +255,29 @@ def test_a_system_of_selected_parameters_takes_the_ticket_s_values_of_the_others
     wide = {**made.state, "0.weight": torch.ones(5, 1)}
     with pytest.raises(InvalidInputError, match=r"0\.weight has shape \(5, 1\)"):
         system.with_ticket(Ticket.make(other.masks, wide, made.buffers))
+
+
+def test_a_name_that_comes_twice_is_refused(tmp_path):
+    mask, state = torch.tensor([True, False]), torch.ones(2)
+    for slot in ("mask_items", "state_items", "buffer_items"):
+        items = {
+            "mask_items": (("w", mask),),
+            "state_items": (("w", state),),
+            "buffer_items": (("b", state),),
+        }
+        items[slot] *= 2
+        with pytest.raises(InvalidInputError, match=f"{slot} name . more than once"):
+            Ticket(**items)
+    tensors, metadata = Ticket.make({"w": mask}, {"w": state}).pack()
+    metadata["names"]["mask"] *= 2
+    save_tensors(tmp_path / "a", tensors, metadata)
+    with pytest.raises(InvalidInputError, match="more than once"):
+        Ticket.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("names", [None, [], 3, {"mask": None}, {"mask": [3]}])
+def test_a_file_with_damaged_names_is_refused(tmp_path, names):
+    tensors, metadata = ticket().pack()
+    save_tensors(tmp_path / "a", tensors, {**metadata, "names": names})
+    with pytest.raises(InvalidInputError, match="lacks part of a ticket"):
+        Ticket.load(tmp_path / "a")
