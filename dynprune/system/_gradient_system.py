@@ -603,13 +603,8 @@ class GradientSystem:
         twin._loss = MeanLoss(twin.model, self.loss_fn, self.batch_loss)
         twin.dtype = torch.float64
         twin._deterministic = []
-        return twin.with_state(
-            self.state.double(),
-            buffers={
-                name: tensor.double() if tensor.is_floating_point() else tensor
-                for name, tensor in self.buffers.items()
-            },
-        )
+        twin._buffers = None  # those of its own model, which say the dtypes
+        return twin.with_state(self.state, buffers=self.raw_buffers)
 
     def with_state(
         self,
@@ -621,7 +616,8 @@ class GradientSystem:
 
         Args:
             state: Coordinates ``(P,)`` or named tensors.
-            buffers: Name to tensor; the present ones by default.
+            buffers: Name to tensor; the present ones by default. Of floating-point
+                ones the dtype is that of the present one.
 
         Returns:
             A system that no longer follows the user's model.
@@ -629,8 +625,9 @@ class GradientSystem:
         vector = state if isinstance(state, Tensor) else self.flatten(state)
         twin = copy.copy(self)
         twin._state = self._at(vector.detach()).clone()
-        twin._buffers = self.buffers | {
-            name: tensor.detach().to(self.device).clone()
+        present = self.buffers
+        twin._buffers = present | {
+            name: _like(tensor, present.get(name), self.device)
             for name, tensor in (buffers or {}).items()
         }
         return twin
@@ -814,3 +811,12 @@ def _kept_in_eval(model: nn.Module) -> tuple[str, ...]:
     if not model.training:
         return ()
     return tuple(name for name, part in model.named_modules() if not part.training)
+
+
+def _like(given: Tensor, present: Tensor | None, device: torch.device) -> Tensor:
+    # a copy; whole numbers and truth values are never cast
+    if present is None or not (
+        given.is_floating_point() and present.is_floating_point()
+    ):
+        return given.detach().to(device).clone()
+    return given.detach().to(device=device, dtype=present.dtype, copy=True)
