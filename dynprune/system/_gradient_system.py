@@ -15,6 +15,7 @@ from dynprune.core import (
     functional_call,
     isolated,
     refuse_inference_mode,
+    tensors_of,
 )
 from dynprune.system._arguments import (
     check_arguments,
@@ -24,6 +25,7 @@ from dynprune.system._arguments import (
 )
 from dynprune.system._batches import BatchWeight, check_data, is_resident, length, read
 from dynprune.system._checks import check_loss
+from dynprune.system._first_batch import check_way_back
 from dynprune.system._in_place import (
     OnCopies,
     batch_loss_on_copies,
@@ -189,9 +191,13 @@ class GradientSystem:
                 "The data hold no batch. Pass at least one (a DataLoader with "
                 "drop_last may drop all of a small data set)."
             )
+        if self.batch_weight is None and tensors_of(first):
+            length(first)
         named = self.unflatten(self.state)
 
         def mean(batch: Any) -> Tensor:
+            if torch.is_grad_enabled():
+                return self._traced(batch)
             if own:
                 value: Tensor = self._loss(batch)
                 return value
@@ -204,6 +210,7 @@ class GradientSystem:
                 first,
                 steady=lambda: not any(part.training for part in self.module.modules()),
                 weight=self.weight,
+                dtype=self.dtype,
                 by_batch=self.batch_loss is not None,
                 weighed=self.batch_weight is not None,
             )
@@ -213,6 +220,15 @@ class GradientSystem:
         self._layout = layout(first, shapes=self.batch_loss is None)
         if self._ranks.group is not None:
             self._examples = self._own_weight()
+
+    def _traced(self, batch: Any) -> Tensor:
+        # only the coordinates need gradients, so that a way back is one to them
+        fixed = {name: part.detach() for name, part in self.module.named_parameters()}
+        theta = self.state.requires_grad_()
+        value = self.batch_mean(fixed | self.unflatten(theta), self.buffers, batch)
+        if self.size and not torch.is_inference_mode_enabled():
+            check_way_back(value, theta)
+        return value
 
     def _protect(self, mean: Callable[[Any], Tensor], batch: Any) -> None:
         # the network writes into its input, or else the loss into the batch
