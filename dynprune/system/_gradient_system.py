@@ -111,20 +111,25 @@ class GradientSystem:
             e.g. ``torch.distributed.group.WORLD``; None for one process.
 
     Raises:
-        InvalidInputError: For data that can be read only once, a loss that is not a
-            finite mean over examples, no trainable parameter, parameters on several
-            devices or of several dtypes, lazy ones, weights that hooks compute
+        InvalidInputError: For data that can be read only once, a loss that cannot be
+            computed of the first batch, does not depend on the coordinates, or is not
+            a finite mean over examples, a mask that is not boolean, a pattern that
+            matches nothing, no trainable parameter, parameters on several devices or
+            of several dtypes, lazy or meta ones, weights that hooks compute
             (``torch.nn.utils.prune``), inside ``torch.inference_mode()``, or ranks
-            that differ.
+            that differ. For a pruned model, pass the masks of
+            ``Ticket.from_torch_prune(model)`` with a model without hooks. One that
+            ``Ticket.to_torch_prune`` pruned can be copied and is taken, but the
+            weights that it masked are not ``prunable``; the same remedy holds.
 
     Warns:
         NumericalWarning: If a ``batch_loss`` without ``batch_weight`` cannot be
             computed of parts of a batch, to see that it is a mean over examples.
 
     Cost:
-        Up to six forward passes over at most 32 examples, and nine over one or two,
-        for the checks. With a process group also one reading of the data, to count
-        them, and two small collectives.
+        Up to six forward passes over at most 32 examples, one of them with its graph,
+        and nine over one or two, for the checks. With a process group also one reading
+        of the data, to count them, and two small collectives.
 
     Example:
         >>> x, y = torch.eye(2), torch.tensor([[1.0], [0.0]])
@@ -153,7 +158,7 @@ class GradientSystem:
         self._ranks = Ranks.of(process_group, model)
         with self._ranks.together(lambda: self._signature(self.state)):
             refuse_inference_mode("A system")
-            check_arguments(model, loss_fn, batch_loss, l2, microbatch)
+            check_arguments(model, loss_fn, batch_loss, batch_weight, l2, microbatch)
             self.model = model
             self.loss_fn = loss_fn
             self.batch_loss = batch_loss
