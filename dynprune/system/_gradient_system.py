@@ -309,10 +309,7 @@ class GradientSystem:
             self._told.append(True)
             warnings.warn(
                 f"Left out of the prunable weights: {', '.join(left)}, computed of "
-                "other parameters (weight_norm, spectral_norm, orthogonal or another "
-                "parametrisation). To prune them, make the system of a model without: "
-                "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), "
-                "or torch.nn.utils.prune.remove.",
+                f"other parameters. {_remedy(left, self.module)}",
                 NumericalWarning,
                 stacklevel=2,
             )
@@ -841,3 +838,22 @@ def _like(given: Tensor, present: Tensor | None, device: torch.device) -> Tensor
     ):
         return given.detach().to(device).clone()
     return given.detach().to(device=device, dtype=present.dtype, copy=True)
+
+
+def _remedy(computed: Sequence[str], net: nn.Module) -> str:
+    own = {name for name, _ in net.named_parameters(remove_duplicate=False)}
+    masked = [name for name in computed if f"{name}_orig" in own]
+    said = []
+    if masked:
+        said.append(
+            "To prune further what torch.nn.utils.prune masked, keep "
+            "Ticket.from_torch_prune(model).masks for mask=, and call "
+            "torch.nn.utils.prune.remove on its modules."
+        )
+    if len(masked) < len(computed):
+        said.append(
+            "To prune layers with weight_norm, spectral_norm, orthogonal or another "
+            "parametrisation, make the system of a model without: "
+            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')."
+        )
+    return " ".join(said)
