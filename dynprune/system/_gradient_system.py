@@ -100,7 +100,8 @@ class GradientSystem:
         loss_fn: Mean loss of (outputs, targets); may be None with ``batch_loss``.
         data: ``(x, y)`` tensors, a DataLoader, or any re-iterable of batches.
         mask: Parameter name to boolean tensor, True = kept; P counts survivors.
-        parameters: Glob pattern(s) that select trainable parameters by name.
+        parameters: Glob pattern(s) that select trainable parameters by name; each
+            matches at least one.
         l2: Coefficient of ½|θ|², per parameter squared; adds ``l2`` to every
             Hessian eigenvalue.
         batch_loss: ``(model, batch) -> mean loss`` for batches that are no (x, y).
@@ -658,7 +659,10 @@ class GradientSystem:
 
         Returns:
             A system at m⊙θ; its coordinates are the survivors.
-        """
+
+        Raises:
+            InvalidInputError: If a mask is not boolean, or is of no parameter here.
+        """  # noqa: DOC502 - raised by the parts
         dense = Coordinates(names=self.names, shapes=self.coordinates.shapes)
         named = self.unflatten(self.state)
         twin = copy.copy(self)
