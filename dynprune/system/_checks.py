@@ -21,6 +21,7 @@ def check_loss(
     weight: Callable[[Any], float],
     *,
     dtype: torch.dtype,
+    traced: bool,
     by_batch: bool,
     weighed: bool,
 ) -> None:
@@ -37,11 +38,12 @@ def check_loss(
     it cannot be computed of parts, a user who gave no weights is told so.
 
     Args:
-        mean: The loss of a batch; gradients are enabled at the first call only.
+        mean: The loss of a batch, without gradients but where ``traced``.
         batch: The first batch of the data.
         steady: Says whether the network is still in eval mode.
         weight: Returns the weight of a batch.
         dtype: Of the parameters.
+        traced: Whether gradients are enabled for the loss of the first batch.
         by_batch: Whether it is a ``batch_loss``.
         weighed: Whether the weights are the user's.
 
@@ -52,19 +54,19 @@ def check_loss(
     with torch.no_grad():
         if not _is_pair(batch):
             with explained(batch, dtype, by_batch=by_batch):
-                _first(mean, batch)
+                _first(mean, batch, traced=traced)
             return
         x, y = batch[0][:_MOST], batch[1][:_MOST]
         by_user = by_batch and weighed
         try:
-            whole = _first(mean, (x, y))
+            whole = _first(mean, (x, y), traced=traced)
         except Exception as error:
             if isinstance(error, PASSED_ON):
                 raise
             with explained(batch, dtype, by_batch=by_batch):
                 if len(y) == len(batch[1]):
                     raise
-                _first(mean, batch)
+                _first(mean, batch, traced=traced)
             _cannot_cut(error, len(batch[1]), by_batch=by_batch, by_user=by_user)
             return
         if not steady() or abs(float(mean((x, y))) - whole) > 1e-6 * abs(whole):
@@ -163,8 +165,8 @@ def _is_pair(batch: Any) -> bool:
     )
 
 
-def _first(mean: Callable[[Any], Tensor], batch: Any) -> float:
-    with torch.enable_grad():
+def _first(mean: Callable[[Any], Tensor], batch: Any, *, traced: bool) -> float:
+    with torch.set_grad_enabled(traced):
         value = float(mean(batch).detach())
     if not abs(value) < float("inf"):
         raise InvalidInputError(

@@ -182,11 +182,12 @@ class GradientSystem:
             self._told: list[bool] = []  # of computed weights; shared by all twins
             self._state: Tensor | None = None
             self._buffers: dict[str, Tensor] | None = None
-            self._take(data, own=not self._masks)
+            self._take(data, own=not self._masks, traced=True)
         self._count()
 
-    def _take(self, data: Any, *, own: bool = False) -> None:
+    def _take(self, data: Any, *, own: bool = False, traced: bool = False) -> None:
         # own: the private copy of the model is at the system's state now
+        # traced: it is yet to be seen that the loss leads back to the coordinates
         check_data(data)
         self.data = data
         self._examples: float | None = None
@@ -217,6 +218,7 @@ class GradientSystem:
                 steady=lambda: not any(part.training for part in self.module.modules()),
                 weight=self.weight,
                 dtype=self.dtype,
+                traced=traced,
                 by_batch=self.batch_loss is not None,
                 weighed=self.batch_weight is not None,
             )
@@ -232,7 +234,7 @@ class GradientSystem:
         fixed = {name: part.detach() for name, part in self.module.named_parameters()}
         theta = self.state.requires_grad_()
         value = self.batch_mean(fixed | self.unflatten(theta), self.buffers, batch)
-        if self.size and not torch.is_inference_mode_enabled():
+        if self.size:
             check_way_back(value, theta)
         return value
 
