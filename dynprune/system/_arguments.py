@@ -1,7 +1,9 @@
 """The door for a model and its settings: what is trained, and where it lies."""
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from typing import SupportsFloat, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, whole
 
 
 def own_masks(mask: Mapping[str, Tensor] | None) -> tuple[tuple[str, Tensor], ...]:
@@ -21,18 +23,34 @@ def own_masks(mask: Mapping[str, Tensor] | None) -> tuple[tuple[str, Tensor], ..
 
     Returns:
         The pairs, none for None.
+
+    Raises:
+        InvalidInputError: If it is no mapping of names to boolean tensors.
     """
-    return tuple(
-        (name, part.detach().bool().clone()) for name, part in (mask or {}).items()
-    )
+    if mask is None:
+        return ()
+    if not isinstance(mask, Mapping):
+        raise InvalidInputError(
+            f"The mask is a {type(mask).__name__}. Pass a mapping of parameter names "
+            "to boolean tensors, e.g. ticket.masks."
+        )
+    for name, part in mask.items():
+        if not isinstance(part, Tensor) or part.dtype != torch.bool:
+            found = part.dtype if isinstance(part, Tensor) else type(part).__name__
+            raise InvalidInputError(
+                f"The mask of {name!r} is {found}. Pass booleans, True = kept: "
+                "mask.bool() of zeros and ones, scores > threshold of scores."
+            )
+    return tuple((name, part.detach().clone()) for name, part in mask.items())
 
 
 def check_arguments(
     model: object,
     loss_fn: object,
     batch_loss: object,
-    l2: float,
-    microbatch: int | None,
+    batch_weight: object,
+    l2: object,
+    microbatch: object,
 ) -> None:
     """Refuse what cannot make a system, whatever the data are.
 
@@ -40,37 +58,68 @@ def check_arguments(
         model: As given.
         loss_fn: As given.
         batch_loss: As given.
+        batch_weight: As given.
         l2: As given.
         microbatch: As given.
 
     Raises:
-        InvalidInputError: For no module, one that has no shapes yet or cannot be
-            copied, no loss, or numbers out of range.
+        InvalidInputError: For no module, one that has no shapes or values yet or cannot
+            be copied, no loss, a class in place of a function, or numbers out of range.
     """
     if not isinstance(model, nn.Module):
         raise InvalidInputError(
             f"The model is a {type(model).__name__}. Pass a torch.nn.Module."
         )
-    _check_shapes(model)
+    _check_values(model)
     _check_copies(model)
     if loss_fn is None and batch_loss is None:
         raise InvalidInputError(
             "No loss was given. Pass loss_fn(outputs, targets), or batch_loss(model, "
             "batch)."
         )
-    if not 0.0 <= l2 < float("inf"):
-        raise InvalidInputError(f"l2 is {l2}. Pass a finite number ≥ 0.")
-    if microbatch is not None and microbatch < 1:
+    _check_call("loss_fn", loss_fn, "(outputs, targets)")
+    _check_call("batch_loss", batch_loss, "(model, batch)")
+    _check_call("batch_weight", batch_weight, "(batch)")
+    if not _is_number(l2) or not 0.0 <= float(l2) < float("inf"):
+        raise InvalidInputError(f"l2 is {l2!r}. Pass a finite number ≥ 0.")
+    if microbatch is not None and (
+        isinstance(microbatch, bool) or whole(microbatch, name="microbatch") < 1
+    ):
         raise InvalidInputError(f"microbatch is {microbatch}. Pass at least 1.")
 
 
-def _check_shapes(model: nn.Module) -> None:
+def _check_call(name: str, given: object, arguments: str) -> None:
+    if isinstance(given, type):
+        raise InvalidInputError(
+            f"{name} is the class {given.__name__}, whose instance is to be called. "
+            f"Pass one: {given.__name__}()."
+        )
+    if given is not None and not callable(given):
+        raise InvalidInputError(
+            f"{name} is a {type(given).__name__}. Pass a function of {arguments}."
+        )
+
+
+def _is_number(value: object) -> TypeGuard[SupportsFloat]:
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _check_values(model: nn.Module) -> None:
     every = [*model.named_parameters(), *model.named_buffers()]
     lazy = [name for name, part in every if is_lazy(part)]
     if lazy:
         raise InvalidInputError(
             f"Without a shape yet: {', '.join(lazy)} (lazy layers that have not run). "
             "Make one forward pass of the model first: model(x)."
+        )
+    empty = [name for name, part in every if part.is_meta]
+    if empty:
+        raise InvalidInputError(
+            f"Without values, on the meta device: {', '.join(empty)}. Make the model "
+            "on a device, or give it values: model.to_empty(device='cpu'), then "
+            "load_state_dict(...)."
         )
 
 
@@ -118,7 +167,7 @@ def select(model: nn.Module, parameters: str | Sequence[str] | None) -> tuple[st
         Names in ``named_parameters`` order.
 
     Raises:
-        InvalidInputError: If there is none.
+        InvalidInputError: If there is none, or none that a pattern matches.
     """
     trainable = [name for name, part in model.named_parameters() if part.requires_grad]
     if not trainable:
@@ -128,17 +177,47 @@ def select(model: nn.Module, parameters: str | Sequence[str] | None) -> tuple[st
         )
     if parameters is None:
         return tuple(trainable)
-    patterns = [parameters] if isinstance(parameters, str) else list(parameters)
-    chosen = tuple(
-        name
-        for name in trainable
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    )
-    if not chosen:
+    patterns = _patterns(parameters)
+    missing = [one for one in patterns if not _matching(trainable, one)]
+    if missing:
+        asked = ", ".join(map(repr, missing))
         raise InvalidInputError(
-            f"No trainable parameter matches {patterns}. Found: {', '.join(trainable)}."
+            f"No trainable parameter matches {asked}{_but(model, missing)}. Found: "
+            f"{', '.join(trainable)}."
         )
-    return chosen
+    return tuple(
+        name for name in trainable if any(_matching([name], one) for one in patterns)
+    )
+
+
+def _patterns(parameters: object) -> list[str]:
+    given = [parameters] if isinstance(parameters, str) else parameters
+    found = list(given) if isinstance(given, Iterable) else []
+    if not found or not all(isinstance(one, str) for one in found):
+        kinds = sorted({type(one).__name__ for one in found})
+        held = f" of {', '.join(kinds)}" if kinds else " without a name"
+        raise InvalidInputError(
+            f"parameters is a {type(parameters).__name__}{held}. Pass a glob pattern "
+            "of parameter names ('fc1.*'), or a list of them."
+        )
+    return found
+
+
+def _matching(names: Iterable[str], pattern: str) -> list[str]:
+    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+def _but(model: nn.Module, patterns: Sequence[str]) -> str:
+    # frozen parameters, and second names of tied ones, can be meant
+    own = {id(part): name for name, part in model.named_parameters()}
+    said = [
+        f"{name} is frozen"
+        if not part.requires_grad
+        else f"{name} is tied to {own[id(part)]}, which is its name here"
+        for name, part in model.named_parameters(remove_duplicate=False)
+        if any(_matching([name], one) for one in patterns)
+    ]
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def place_of(

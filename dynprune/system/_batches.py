@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,8 +44,8 @@ def check_data(data: object) -> None:
         data: A pair of tensors or a re-iterable of batches.
 
     Raises:
-        InvalidInputError: For a generator, something that is no iterable, or tensors
-            of different or no length.
+        InvalidInputError: For a generator, something that is no iterable, NumPy
+            arrays, or tensors of different or no length.
     """
     if is_resident(data):
         x, y = data
@@ -54,6 +55,15 @@ def check_data(data: object) -> None:
                 "tensors with the same positive number of examples first."
             )
         return
+    if (
+        isinstance(data, tuple)
+        and len(data) == 2
+        and any(isinstance(part, np.ndarray) for part in data)
+    ):
+        raise InvalidInputError(
+            f"Data (x, y) are {' and '.join(type(part).__name__ for part in data)}. "
+            "Pass tensors: (torch.from_numpy(x), torch.from_numpy(y))."
+        )
     if not isinstance(data, Iterable):
         raise InvalidInputError(
             f"Data of type {type(data).__name__} are no iterable of batches. Pass "
@@ -76,11 +86,19 @@ def place(batch: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
 
     Returns:
         The same nest; tensors that already fit are not copied.
-    """
+
+    Raises:
+        InvalidInputError: For a tensor on the meta device.
+    """  # noqa: DOC502 - raised for a leaf
 
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
+        if leaf.is_meta:
+            raise InvalidInputError(
+                f"The data hold a tensor of shape {tuple(leaf.shape)} on the meta "
+                "device, which has no values. Pass data on the CPU or an accelerator."
+            )
         if leaf.is_floating_point():
             return leaf.to(device=device, dtype=dtype)
         return leaf.to(device=device)
@@ -103,6 +121,13 @@ def length(batch: Any) -> int:
         InvalidInputError: If there is no tensor with a first dimension.
     """
     tensors = tensors_of(batch)
+    if is_resident(batch) and tensors[0].ndim > 0 and tensors[1].ndim == 0:
+        raise InvalidInputError(
+            f"A batch (x, y) has shapes {tuple(tensors[0].shape)} and (): it looks "
+            "like one example, not a batch of them. Wrap the list of examples in "
+            "torch.utils.data.DataLoader(data, batch_size=...), or pass "
+            "batch_weight=lambda batch: ... if it is a batch."
+        )
     if not tensors or tensors[-1].ndim == 0:
         raise InvalidInputError(
             f"A batch of type {type(batch).__name__} holds no tensor with a first "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynprune.core import InvalidInputError, NumericalWarning
+from dynprune.system._first_batch import PASSED_ON, explained
 
 _MOST = 32
 _WHOLE = "for the loss of whole batches: batch_weight=lambda batch: 1.0"
@@ -19,6 +20,8 @@ def check_loss(
     steady: Callable[[], bool],
     weight: Callable[[Any], float],
     *,
+    dtype: torch.dtype,
+    traced: bool,
     by_batch: bool,
     weighed: bool,
 ) -> None:
@@ -35,32 +38,37 @@ def check_loss(
     it cannot be computed of parts, a user who gave no weights is told so.
 
     Args:
-        mean: The loss of a batch, without gradients.
+        mean: The loss of a batch, without gradients but where ``traced``.
         batch: The first batch of the data.
         steady: Says whether the network is still in eval mode.
         weight: Returns the weight of a batch.
+        dtype: Of the parameters.
+        traced: Whether gradients are enabled for the loss of the first batch.
         by_batch: Whether it is a ``batch_loss``.
         weighed: Whether the weights are the user's.
 
     Raises:
-        InvalidInputError: If the loss is NaN or infinite, or the split batch
-            disagrees with the whole one or has no loss.
+        InvalidInputError: If the loss cannot be computed, is NaN or infinite, or the
+            split batch disagrees with the whole one or has no loss.
     """  # noqa: DOC502 - raised by the parts
     with torch.no_grad():
         if not _is_pair(batch):
-            _finite(float(mean(batch)))
+            with explained(batch, dtype, by_batch=by_batch):
+                _first(mean, batch, traced=traced)
             return
         x, y = batch[0][:_MOST], batch[1][:_MOST]
         by_user = by_batch and weighed
         try:
-            whole = float(mean((x, y)))
+            whole = _first(mean, (x, y), traced=traced)
         except Exception as error:
-            if isinstance(error, InvalidInputError) or len(y) == len(batch[1]):
+            if isinstance(error, PASSED_ON):
                 raise
-            _finite(float(mean(batch)))
+            with explained(batch, dtype, by_batch=by_batch):
+                if len(y) == len(batch[1]):
+                    raise
+                _first(mean, batch, traced=traced)
             _cannot_cut(error, len(batch[1]), by_batch=by_batch, by_user=by_user)
             return
-        _finite(whole)
         if not steady() or abs(float(mean((x, y))) - whole) > 1e-6 * abs(whole):
             return  # stochastic: the determinism probe will say why
         errors = [
@@ -157,9 +165,12 @@ def _is_pair(batch: Any) -> bool:
     )
 
 
-def _finite(value: float) -> None:
+def _first(mean: Callable[[Any], Tensor], batch: Any, *, traced: bool) -> float:
+    with torch.set_grad_enabled(traced):
+        value = float(mean(batch).detach())
     if not abs(value) < float("inf"):
         raise InvalidInputError(
             f"The loss of the first batch at the given state is {value}. Check the "
             "model's state and the inputs for NaN and overflow (step 0, batch 0)."
         )
+    return value

@@ -15,6 +15,7 @@ from dynprune.core import (
     functional_call,
     isolated,
     refuse_inference_mode,
+    tensors_of,
 )
 from dynprune.system._arguments import (
     check_arguments,
@@ -24,6 +25,7 @@ from dynprune.system._arguments import (
 )
 from dynprune.system._batches import BatchWeight, check_data, is_resident, length, read
 from dynprune.system._checks import check_loss
+from dynprune.system._first_batch import check_way_back
 from dynprune.system._in_place import (
     OnCopies,
     batch_loss_on_copies,
@@ -98,7 +100,8 @@ class GradientSystem:
         loss_fn: Mean loss of (outputs, targets); may be None with ``batch_loss``.
         data: ``(x, y)`` tensors, a DataLoader, or any re-iterable of batches.
         mask: Parameter name to boolean tensor, True = kept; P counts survivors.
-        parameters: Glob pattern(s) that select trainable parameters by name.
+        parameters: Glob pattern(s) that select trainable parameters by name; each
+            matches at least one.
         l2: Coefficient of ½|θ|², per parameter squared; adds ``l2`` to every
             Hessian eigenvalue.
         batch_loss: ``(model, batch) -> mean loss`` for batches that are no (x, y).
@@ -109,20 +112,25 @@ class GradientSystem:
             e.g. ``torch.distributed.group.WORLD``; None for one process.
 
     Raises:
-        InvalidInputError: For data that can be read only once, a loss that is not a
-            finite mean over examples, no trainable parameter, parameters on several
-            devices or of several dtypes, lazy ones, weights that hooks compute
+        InvalidInputError: For data that can be read only once, a loss that cannot be
+            computed of the first batch, does not depend on the coordinates, or is not
+            a finite mean over examples, a mask that is not boolean, a pattern that
+            matches nothing, no trainable parameter, parameters on several devices or
+            of several dtypes, lazy or meta ones, weights that hooks compute
             (``torch.nn.utils.prune``), inside ``torch.inference_mode()``, or ranks
-            that differ.
+            that differ. For a pruned model, pass the masks of
+            ``Ticket.from_torch_prune(model)`` with a model without hooks. One that
+            ``Ticket.to_torch_prune`` pruned can be copied and is taken, but the
+            weights that it masked are not ``prunable``; the same remedy holds.
 
     Warns:
         NumericalWarning: If a ``batch_loss`` without ``batch_weight`` cannot be
             computed of parts of a batch, to see that it is a mean over examples.
 
     Cost:
-        Up to six forward passes over at most 32 examples, and nine over one or two,
-        for the checks. With a process group also one reading of the data, to count
-        them, and two small collectives.
+        Up to six forward passes over at most 32 examples, one of them with its graph,
+        and nine over one or two, for the checks. With a process group also one reading
+        of the data, to count them, and two small collectives.
 
     Example:
         >>> x, y = torch.eye(2), torch.tensor([[1.0], [0.0]])
@@ -151,7 +159,7 @@ class GradientSystem:
         self._ranks = Ranks.of(process_group, model)
         with self._ranks.together(lambda: self._signature(self.state)):
             refuse_inference_mode("A system")
-            check_arguments(model, loss_fn, batch_loss, l2, microbatch)
+            check_arguments(model, loss_fn, batch_loss, batch_weight, l2, microbatch)
             self.model = model
             self.loss_fn = loss_fn
             self.batch_loss = batch_loss
@@ -174,11 +182,12 @@ class GradientSystem:
             self._told: list[bool] = []  # of computed weights; shared by all twins
             self._state: Tensor | None = None
             self._buffers: dict[str, Tensor] | None = None
-            self._take(data, own=not self._masks)
+            self._take(data, own=not self._masks, traced=True)
         self._count()
 
-    def _take(self, data: Any, *, own: bool = False) -> None:
+    def _take(self, data: Any, *, own: bool = False, traced: bool = False) -> None:
         # own: the private copy of the model is at the system's state now
+        # traced: it is yet to be seen that the loss leads back to the coordinates
         check_data(data)
         self.data = data
         self._examples: float | None = None
@@ -189,9 +198,13 @@ class GradientSystem:
                 "The data hold no batch. Pass at least one (a DataLoader with "
                 "drop_last may drop all of a small data set)."
             )
+        if self.batch_weight is None and tensors_of(first):
+            length(first)
         named = self.unflatten(self.state)
 
         def mean(batch: Any) -> Tensor:
+            if torch.is_grad_enabled():
+                return self._traced(batch)
             if own:
                 value: Tensor = self._loss(batch)
                 return value
@@ -204,6 +217,8 @@ class GradientSystem:
                 first,
                 steady=lambda: not any(part.training for part in self.module.modules()),
                 weight=self.weight,
+                dtype=self.dtype,
+                traced=traced,
                 by_batch=self.batch_loss is not None,
                 weighed=self.batch_weight is not None,
             )
@@ -213,6 +228,15 @@ class GradientSystem:
         self._layout = layout(first, shapes=self.batch_loss is None)
         if self._ranks.group is not None:
             self._examples = self._own_weight()
+
+    def _traced(self, batch: Any) -> Tensor:
+        # only the coordinates need gradients, so that a way back is one to them
+        fixed = {name: part.detach() for name, part in self.module.named_parameters()}
+        theta = self.state.requires_grad_()
+        value = self.batch_mean(fixed | self.unflatten(theta), self.buffers, batch)
+        if self.size:
+            check_way_back(value, theta)
+        return value
 
     def _protect(self, mean: Callable[[Any], Tensor], batch: Any) -> None:
         # the network writes into its input, or else the loss into the batch
@@ -288,10 +312,7 @@ class GradientSystem:
             self._told.append(True)
             warnings.warn(
                 f"Left out of the prunable weights: {', '.join(left)}, computed of "
-                "other parameters (weight_norm, spectral_norm, orthogonal or another "
-                "parametrisation). To prune them, make the system of a model without: "
-                "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), "
-                "or torch.nn.utils.prune.remove.",
+                f"other parameters. {_remedy(left, self.module)}",
                 NumericalWarning,
                 stacklevel=2,
             )
@@ -603,13 +624,8 @@ class GradientSystem:
         twin._loss = MeanLoss(twin.model, self.loss_fn, self.batch_loss)
         twin.dtype = torch.float64
         twin._deterministic = []
-        return twin.with_state(
-            self.state.double(),
-            buffers={
-                name: tensor.double() if tensor.is_floating_point() else tensor
-                for name, tensor in self.buffers.items()
-            },
-        )
+        twin._buffers = None  # those of its own model, which say the dtypes
+        return twin.with_state(self.state, buffers=self.raw_buffers)
 
     def with_state(
         self,
@@ -621,7 +637,8 @@ class GradientSystem:
 
         Args:
             state: Coordinates ``(P,)`` or named tensors.
-            buffers: Name to tensor; the present ones by default.
+            buffers: Name to tensor; the present ones by default. Of floating-point
+                ones the dtype is that of the present one.
 
         Returns:
             A system that no longer follows the user's model.
@@ -629,8 +646,9 @@ class GradientSystem:
         vector = state if isinstance(state, Tensor) else self.flatten(state)
         twin = copy.copy(self)
         twin._state = self._at(vector.detach()).clone()
-        twin._buffers = self.buffers | {
-            name: tensor.detach().to(self.device).clone()
+        present = self.buffers
+        twin._buffers = present | {
+            name: _like(tensor, present.get(name), self.device)
             for name, tensor in (buffers or {}).items()
         }
         return twin
@@ -643,7 +661,10 @@ class GradientSystem:
 
         Returns:
             A system at m⊙θ; its coordinates are the survivors.
-        """
+
+        Raises:
+            InvalidInputError: If a mask is not boolean, or is of no parameter here.
+        """  # noqa: DOC502 - raised by the parts
         dense = Coordinates(names=self.names, shapes=self.coordinates.shapes)
         named = self.unflatten(self.state)
         twin = copy.copy(self)
@@ -814,3 +835,31 @@ def _kept_in_eval(model: nn.Module) -> tuple[str, ...]:
     if not model.training:
         return ()
     return tuple(name for name, part in model.named_modules() if not part.training)
+
+
+def _like(given: Tensor, present: Tensor | None, device: torch.device) -> Tensor:
+    # a copy; whole numbers and truth values are never cast
+    if present is None or not (
+        given.is_floating_point() and present.is_floating_point()
+    ):
+        return given.detach().to(device).clone()
+    return given.detach().to(device=device, dtype=present.dtype, copy=True)
+
+
+def _remedy(computed: Sequence[str], net: nn.Module) -> str:
+    own = {name for name, _ in net.named_parameters(remove_duplicate=False)}
+    masked = [name for name in computed if f"{name}_orig" in own]
+    said = []
+    if masked:
+        said.append(
+            "To prune further what torch.nn.utils.prune masked, keep "
+            "Ticket.from_torch_prune(model).masks for mask=, and call "
+            "torch.nn.utils.prune.remove on its modules."
+        )
+    if len(masked) < len(computed):
+        said.append(
+            "To prune layers with weight_norm, spectral_norm, orthogonal or another "
+            "parametrisation, make the system of a model without: "
+            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')."
+        )
+    return " ".join(said)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
+import numpy as np
 from torch import Tensor, nn
 
 from dynprune.core import InvalidInputError, functional_call
@@ -46,10 +47,7 @@ class MeanLoss(nn.Module):
             value = batch_loss(self.net, batch)
         else:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise InvalidInputError(
-                    f"A batch of type {type(batch).__name__} is not a pair (x, y). "
-                    "Pass batch_loss=lambda model, batch: ... for other batches."
-                )
+                raise InvalidInputError(_no_pair(batch))
             assert loss_fn is not None
             value = loss_fn(self.net(batch[0]), batch[1])
         if not isinstance(value, Tensor) or value.numel() != 1:
@@ -82,3 +80,12 @@ def call(
     values |= {f"net.{name}": value for name, value in buffers.items()}
     result: Tensor = functional_call(loss, values, (batch,))
     return result
+
+
+def _no_pair(batch: Any) -> str:
+    found = f"A batch of type {type(batch).__name__} is not a pair (x, y). "
+    if isinstance(batch, np.ndarray):
+        return (
+            f"{found}Pass data as tensors: (torch.from_numpy(x), torch.from_numpy(y))."
+        )
+    return f"{found}Pass batch_loss=lambda model, batch: ... for other batches."

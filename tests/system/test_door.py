@@ -205,5 +205,12 @@ def test_weights_that_a_hook_of_a_ticket_computes_are_left_out_with_a_word():
     net = small()
     masks = {"0.weight": torch.ones(8, 3, dtype=torch.bool)}
     Ticket.make(masks, dict(net.named_parameters()), {}).to_torch_prune(net)
-    with pytest.warns(NumericalWarning, match=r": 0\.weight, .*prune\.remove"):
+    with pytest.warns(NumericalWarning, match=r": 0\.weight, .*prune\.remove") as said:
         assert GradientSystem(net, MSE, data()).prunable == ("2.weight",)
+    assert "Ticket.from_torch_prune(model).masks" in str(said[0].message)
+    assert "remove_parametrizations" not in str(said[0].message)
+    kept = Ticket.from_torch_prune(net).masks
+    prune.remove(net[0], "weight")
+    system = GradientSystem(net, MSE, data(), mask=kept)
+    assert system.prunable == ("0.weight", "2.weight")
+    assert system.gradient().isfinite().all()

@@ -8,6 +8,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dynprune.core import InvalidInputError
 from dynprune.system import GradientSystem
+from dynprune.tickets import Ticket, compare
+from dynprune.training import Recipe, train_many
 
 CROSS = nn.functional.cross_entropy
 
@@ -110,6 +112,67 @@ def test_float64_twin_agrees():
     assert twin.dtype == torch.float64
     assert twin.data[0].dtype == torch.float32  # placed when it is read
     assert torch.allclose(twin.gradient().float(), system.gradient(), atol=1e-6)
+
+
+class Counted(nn.Module):
+    """Buffers of three dtypes, all of them used."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.norm = nn.BatchNorm1d(3)  # two of a float dtype and a count
+        self.layer = nn.Linear(3, 3)
+        self.register_buffer("order", torch.tensor([2, 0, 1]))
+        self.register_buffer("used", torch.tensor([True, True, False]))
+
+    def forward(self, x):
+        return self.layer(self.norm(x)[:, self.order] * self.used)
+
+
+def ticket_in(dtype):
+    net = Counted().to(dtype)
+    with torch.no_grad():
+        net.layer.weight.copy_(torch.arange(9.0).view(3, 3) / 9)
+    net.norm.running_var.fill_(0.5)
+    masks = {"layer.weight": ~torch.eye(3, dtype=torch.bool)}
+    return Ticket.make(masks, dict(net.named_parameters()), dict(net.named_buffers()))
+
+
+@pytest.mark.parametrize("of", [torch.float32, torch.float64])
+@pytest.mark.parametrize("own_state", [False, True])
+def test_buffers_of_a_ticket_take_the_dtype_of_the_system(of, own_state):
+    ticket = ticket_in(of)
+    x, y = _float(classes(9, 3, 3))
+    narrow = GradientSystem(Counted(), CROSS, (x, y))
+    if own_state:
+        narrow = narrow.with_state(narrow.state, buffers=ticket.buffers)
+    wide = narrow.double()
+    found = wide.with_ticket(ticket)
+    assert {name: part.dtype for name, part in found.buffers.items()} == {
+        "norm.running_mean": torch.float64,
+        "norm.running_var": torch.float64,
+        "norm.num_batches_tracked": torch.int64,
+        "order": torch.int64,
+        "used": torch.bool,
+    }
+    small = narrow.with_ticket(ticket)
+    assert small.buffers["norm.running_var"].dtype == torch.float32
+    assert torch.equal(
+        found.buffers["norm.running_var"], torch.full((3,), 0.5).double()
+    )
+    assert float(found.loss()) == pytest.approx(float(small.loss()), rel=1e-6)
+    assert torch.allclose(found.gradient().float(), small.gradient(), atol=1e-6)
+    found.flow([0.0, 0.1])
+
+
+def test_what_is_done_with_tickets_is_done_in_float64():
+    tickets = [ticket_in(torch.float32), ticket_in(torch.float32)]
+    system = GradientSystem(Counted(), CROSS, _float(classes(9, 3, 3))).double()
+    recipe = Recipe(lambda part: torch.optim.SGD(part, lr=0.1), steps=2)
+    runs = train_many(
+        [system.with_ticket(ticket) for ticket in tickets], recipe, how="stacked"
+    )
+    assert runs[0].state.dtype == torch.float64
+    assert compare(tickets, system=system) is not None
 
 
 def test_the_user_sees_no_change(untouched):
