@@ -9,7 +9,7 @@ from torch.nn import functional
 
 import dynprune as dp
 from dynprune.core import ConvergenceError, InvalidInputError, NumericalWarning, cite
-from dynprune.pruning import edge_popup, gem_miner, random
+from dynprune.pruning import edge_popup, gem_miner, magnitude, random
 from dynprune.pruning._gem_miner import uniform_scores
 from dynprune.pruning._signed_weights import (
     fan_in,
@@ -179,6 +179,36 @@ def test_exact_rule_keeps_the_exact_count(density):
     knobs["collapse"] = "ignore"
     ticket = gem_miner(system, density=density, **knobs)
     assert ticket.kept == max(1, math.floor(density * 63 + 0.5))
+
+
+def test_exact_rule_keeps_the_exact_count_from_a_mask():
+    # 11 / 40 (.1625 / (11 / 40)) is below .1625, and .1625 · 40 + ½ is 7
+    net = nn.Linear(10, 4, bias=False).double()
+    mask = torch.arange(40).view(4, 10) < 11
+    system = GradientSystem(net, CE, classes(8, 10, 4), mask={"weight": mask})
+    assert magnitude(system, density=0.1625, collapse="ignore").kept == 7
+    ticket = gem_miner(
+        system,
+        density=0.1625,
+        epochs=3,
+        freeze_every=2,
+        rule="exact",
+        throw=False,
+        collapse="ignore",
+    )
+    assert ticket.kept == 7
+
+
+def test_the_sources_share_is_not_rounded():
+    # 1 − √.49 is .30000000000000004, and ⌈that · 100⌉ is 31
+    net = nn.Linear(25, 4, bias=False).double()
+    system = GradientSystem(net, CE, classes(8, 25, 4))
+    knobs = {"density": 0.49, "epochs": 5, "freeze_every": 2, "penalty": 0.0}
+    still = {"optimizer": lambda params: torch.optim.SGD(params, lr=0.0)}
+    found = gem_miner(system, **knobs, **still)
+    assert dict(found.provenance.settings)["kept_counts"] == [69, 48]
+    exact = gem_miner(system, rule="exact", **knobs, **still)
+    assert dict(exact.provenance.settings)["kept_counts"] == [70, 49]
 
 
 def test_an_empty_layer_is_reported_where_it_is_not_refused():
