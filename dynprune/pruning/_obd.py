@@ -49,8 +49,8 @@ def obd_diagonal(
         One value per prunable weight, tensor after tensor.
 
     Raises:
-        InvalidInputError: For an unknown curvature or method, too few matvecs, a system without
-            prunable weights, or data in several processes.
+        InvalidInputError: For an unknown curvature or method, too few matvecs, a
+            system without prunable weights, or data in several processes.
 
     Cost:
         ``matvecs`` HVPs (as many as the weights, if fewer), no forward passes alone,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dynprune.core import Cost, InvalidInputError, NumericalWarning
 from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._count_rules import Rule
+from dynprune.pruning._example_count import example_count
 from dynprune.pruning._from_scores import record, survivors, ticket_of
 from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._private_copy import private_copy
@@ -176,7 +177,7 @@ def synflow(
             settings={"rounds": rounds, "activations": activations},
             sources=("synflow",),
         ),
-        cost=Cost(gradients=(rounds + 1) / system.examples),
+        cost=Cost(gradients=(rounds + 1) / example_count(system)),
     )
     flows = flow(masks).values()
     passing = sum(float(part.sum()) for part in flows)
