@@ -377,6 +377,39 @@ def test_attention_tied_and_shared_modules(pruner):
     assert all(math.isfinite(loss) for loss in losses)
 
 
+class Recurrent(nn.Module):
+    """A GRU and attention with biases of its own beside a Linear layer."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.gru = nn.GRU(6, 4, batch_first=True)
+        self.attention = nn.MultiheadAttention(4, 2, add_bias_kv=True, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.gru(x.view(-1, 2, 6))[0]
+        return self.head(self.attention(h, h, h)[0].sum(1))
+
+
+@pytest.mark.filterwarnings("ignore:Left out of the prunable weights")
+@pytest.mark.parametrize("pruner", [gem_miner, edge_popup], ids=lambda p: p.__name__)
+def test_plain_leaves_no_bias_whatever_it_is_called(pruner):
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(0)
+        net = Recurrent().double()
+        with torch.no_grad():
+            for part in net.parameters():
+                part.normal_()
+    system = GradientSystem(net, CE, classes(6, 12, 3))
+    biases = {name for name, _ in net.named_parameters() if "bias" in name}
+    assert {"gru.bias_ih_l0", "gru.bias_hh_l0", "attention.bias_k"} < biases
+    assert set(plain_values(system)) == biases
+    state = pruner(system, density=0.5, epochs=6).state
+    assert not any(state[name].any() for name in biases)
+    own = dict(net.named_parameters())
+    assert torch.equal(state["gru.weight_ih_l0"], own["gru.weight_ih_l0"])
+
+
 def test_too_large_a_penalty_names_layer_penalty_and_remedy(untouched):
     net, system = conv_system()
     before = copy.deepcopy(net.state_dict())
