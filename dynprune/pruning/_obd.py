@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dynprune.core import Cost, NumericalWarning, unknown
 from dynprune.operators import AbstractOperator, GaussNewtonOperator, HessianOperator
-from dynprune.pruning._collapse import Collapse, check_known
-from dynprune.pruning._from_scores import from_scores, record
+from dynprune.pruning._collapse import Collapse, advice_for, check_known
+from dynprune.pruning._from_scores import record, scored
 from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._prunable import check_prunable, check_start, probe_cost
 from dynprune.pruning._select import Scope
@@ -208,7 +208,7 @@ def obd(
         "negative_entries": int((found.values < 0).sum()),
     }
     sources = tuple(dict.fromkeys(("obd", *found.provenance.sources)))
-    return from_scores(
+    return scored(
         system,
         _scores(system, found, negative),
         density=density,
@@ -218,6 +218,7 @@ def obd(
             system, "pruning.obd", seed=seed, settings=settings, sources=sources
         ),
         cost=Cost(gradients=probe, hvps=found.matvecs),
+        advice=advice_for(scope),
     )
 
 
