@@ -15,10 +15,29 @@ Collapse = Literal["error", "warn", "ignore"]
 # of what training gave, which is a result whatever the mask has become
 CollapseInTraining = Literal["warn", "ignore"]
 # true wherever scores decide, whatever the pruner itself takes
-_OF_SCORES = (
+OF_SCORES = (
     "Pass a higher density, or the scores to from_scores(..., scope='layer') or "
     "from_scores(..., layer_densities=...), or take another score"
 )
+
+
+def advice_for(scope: str, *, layer_densities: Any = None, takes: bool = False) -> str:
+    """Return what a pruner with a knob for the scope advises, by its own arguments.
+
+    Args:
+        scope: As given.
+        layer_densities: As given.
+        takes: Whether the pruner has ``layer_densities``.
+
+    Returns:
+        Text without a full stop.
+    """
+    if layer_densities is not None:
+        return "Pass higher layer_densities"
+    knobs = ["scope='layer'"] if scope == "global" else []
+    knobs += ["layer_densities=..."] if takes else []
+    others = f", or {' or '.join(knobs)}" if knobs else ""
+    return f"Pass a higher density{others}"
 
 
 def check_known(collapse: str, *, in_training: bool = False) -> None:
@@ -44,7 +63,7 @@ def check_collapse(
     density: Density,
     collapse: Collapse = "error",
     before: Mapping[str, Any] | None = None,
-    advice: str = _OF_SCORES,
+    advice: str = OF_SCORES,
     when: str = "",
 ) -> dict[str, Any]:
     """Say where masks leave a layer empty, or the output without the input.

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from dynprune.core import derive_seed, generator, isolated
+from dynprune.pruning._example_count import example_count, examples_in
 from dynprune.system import GradientSystem
 
 _EXAMPLES = 8
@@ -81,7 +82,7 @@ def dependence(
     batch = next(system.batches())
     if system.batch_loss is None and all(isinstance(part, Tensor) for part in batch):
         batch = tuple(part[:_EXAMPLES] for part in batch)
-    share = system.weight(batch) / system.examples
+    share = examples_in(system, batch) / example_count(system)
     all_kept = {name: torch.ones_like(mask) for name, mask in masks.items()}
     tries = [(masks, start) for start in Start]
     tries += [(all_kept, start) for start in (Start.POSITIVE, Start.SPREAD)]

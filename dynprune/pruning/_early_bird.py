@@ -68,7 +68,8 @@ def early_bird(
     tolerance, the rule cannot fail and says nothing of training, which is warned of.
     Then :func:`dynprune.tickets.remove_channels` takes the channels out:
     ``result.network`` is a smaller network with the function of the masked one
-    (γ = β = 0 there).
+    (γ = β = 0 there, in the ticket's state also where β is frozen or not selected), in
+    the mode of the model, but for what is ``kept_in_eval``.
 
     ``unit="weight"`` applies the same stopping rule to the masks of largest weights,
     over all layers, without penalty: our extension, for networks without batch norm.
@@ -188,7 +189,7 @@ def early_bird(
     masks = search.masks
     if smaller is not None:
         built = smaller.without(search.masks, state, buffers)
-        masks = built.masks
+        masks, state = built.masks, built.state
         found = replace(
             found,
             network=built.network,

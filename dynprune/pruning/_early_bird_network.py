@@ -24,13 +24,16 @@ class Built:
     """Hold a smaller network and where its parameters lay in the whole one.
 
     Args:
-        network: The smaller network, in the mode of the user's.
+        network: The smaller network, each module in the mode of the user's.
         masks: Name to boolean tensor, of prunable weights and of all that lost some.
+        state: Name to parameter of the whole network; shifts that no mask is for,
+            because they are not trained, are zero where pruned.
         flops: Of one example, in the whole and in the smaller network.
     """
 
     network: nn.Module
     masks: dict[str, Tensor]
+    state: dict[str, Tensor]
     flops: tuple[float, float]
 
     def __repr__(self) -> str:
@@ -89,9 +92,16 @@ class SmallerNet:
         names = scales(self._system)
         net, reduced = self._reduced(masks, state, buffers)
         own = {id(part): name for name, part in net.named_parameters()}
-        lost = reduced.kept
+        lost, state = reduced.kept, dict(state)
+        prunable, trained = self._system.prunable, set(self._system.names)
         for name, mask in masks.items():
-            lost[name] = lost[own[id(net.get_submodule(names[name]).bias)]] = mask
+            lost[name] = mask
+            shift = net.get_submodule(names[name]).bias
+            if isinstance(shift, Tensor):
+                slot = own[id(shift)]
+                lost[slot] = mask
+                if slot not in trained:
+                    state[slot] = shift.detach().clone()
         empty = [names[name] for name, mask in masks.items() if not bool(mask.any())]
         if empty or reduced.unreached:
             warnings.warn(
@@ -103,11 +113,11 @@ class SmallerNet:
                 stacklevel=3,
             )
         flops = self._flops(net), self._flops(reduced.network.eval())
-        prunable, trained = self._system.prunable, set(self._system.names)
         alive = {n: torch.ones_like(state[n], dtype=torch.bool) for n in prunable}
         return Built(
-            network=reduced.network.train(self._system.model.training),
+            network=_in_mode(reduced.network, self._system),
             masks=alive | {n: m for n, m in lost.items() if n in trained},
+            state=state,
             flops=flops,
         )
 
@@ -122,9 +132,9 @@ class SmallerNet:
         with torch.no_grad():
             for name, mask in masks.items():
                 norm = net.get_submodule(names[name])
-                for slot in ("weight", "bias"):
-                    part = norm.get_parameter(slot)
-                    part.mul_(mask.to(part))
+                for part in (norm.weight, norm.bias):
+                    if isinstance(part, Tensor):
+                        part.mul_(mask.to(part))
         keep = {names[name]: mask for name, mask in masks.items()}
         try:
             return net, remove_channels(net, keep, example=self._inputs)
@@ -140,6 +150,16 @@ class SmallerNet:
         with torch.no_grad(), isolated(0), counter:
             net(*self._inputs)
         return counter.get_total_flops() / count
+
+
+def _in_mode(net: nn.Module, system: GradientSystem) -> nn.Module:
+    # modules by their names in the user's model; those that the graph added as a whole
+    named = system.model.named_modules(remove_duplicate=False)
+    modes = {name: part.training for name, part in named}
+    modes |= dict.fromkeys(system.kept_in_eval, False)
+    for name, part in net.named_modules():
+        part.training = modes.get(name, system.model.training)
+    return net
 
 
 def _filled(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dynprune.core import Cost, InvalidInputError, Provenance
-from dynprune.pruning._collapse import Collapse, check_collapse
+from dynprune.pruning._collapse import OF_SCORES, Collapse, check_collapse
 from dynprune.pruning._count_rules import Rule, check_rule
 from dynprune.pruning._numbers import as_density, as_number
 from dynprune.pruning._prunable import check_each, check_others, check_start
@@ -113,6 +113,52 @@ def from_scores(
         >>> from_scores(system, scores, density=0.4, rule="grasp").masks
         {'weight': tensor([[True, True, True]])}
     """  # noqa: DOC502 - raised by the parts
+    return scored(
+        system,
+        scores,
+        density=density,
+        rule=rule,
+        scope=scope,
+        layer_densities=layer_densities,
+        collapse=collapse,
+        provenance=provenance or record(system, "pruning.from_scores"),
+        cost=cost,
+    )
+
+
+def scored(
+    system: GradientSystem,
+    scores: Mapping[str, Tensor],
+    *,
+    density: float | None = None,
+    rule: Rule = "exact",
+    scope: Scope | None = None,
+    layer_densities: Mapping[str, float] | None = None,
+    collapse: Collapse,
+    provenance: Provenance,
+    cost: Cost | None = None,
+    advice: str = OF_SCORES,
+) -> Ticket:
+    """Do what :func:`from_scores` does, for a pruner with advice of its own.
+
+    Args:
+        system: As there.
+        scores: As there.
+        density: As there.
+        rule: As there.
+        scope: As there.
+        layer_densities: As there.
+        collapse: As there.
+        provenance: As there.
+        cost: As there.
+        advice: What to try against a collapse, by arguments that the pruner has.
+
+    Returns:
+        The ticket.
+
+    Raises:
+        InvalidInputError: As there.
+    """  # noqa: DOC502 - raised by the parts
     check_rule(rule)
     scope = scope or scope_of(rule)
     alive = survivors(system)
@@ -128,8 +174,9 @@ def from_scores(
         rule=rule,
         scope=scope,
         collapse=collapse,
-        provenance=provenance or record(system, "pruning.from_scores"),
+        provenance=provenance,
         cost=cost,
+        advice=advice,
     )
 
 
@@ -143,6 +190,7 @@ def ticket_of(
     collapse: Collapse,
     provenance: Provenance,
     cost: Cost | None,
+    advice: str = OF_SCORES,
 ) -> Ticket:
     """Return the ticket of masks that a rule chose, after a look at a collapse.
 
@@ -155,6 +203,7 @@ def ticket_of(
         collapse: As for :func:`from_scores`.
         provenance: What made the masks; its settings come to those named here.
         cost: What they cost.
+        advice: What to try against a collapse.
 
     Returns:
         The ticket.
@@ -162,7 +211,9 @@ def ticket_of(
     Raises:
         InvalidInputError: As :func:`from_scores`, of a collapse.
     """  # noqa: DOC502 - raised by check_collapse
-    found = check_collapse(system, masks, density=density, collapse=collapse)
+    found = check_collapse(
+        system, masks, density=density, collapse=collapse, advice=advice
+    )
     settings: dict[str, Any] = {"rule": rule, "scope": scope, "collapse": found}
     settings |= dict(provenance.settings)
     if isinstance(density, Mapping):

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from dynprune.core import Cost, InvalidInputError
-from dynprune.pruning._collapse import Collapse
-from dynprune.pruning._from_scores import from_scores, record
+from dynprune.pruning._collapse import Collapse, advice_for
+from dynprune.pruning._from_scores import record, scored
 from dynprune.pruning._prunable import check_start
 from dynprune.pruning._select import Scope
 from dynprune.system import GradientSystem
@@ -93,7 +93,7 @@ def magnitude(
         networks*, NeurIPS 2015.
     """  # noqa: DOC502 - raised by from_scores
     settings = {"state": "system" if state is None else "given"}
-    return from_scores(
+    return scored(
         system,
         magnitude_scores(system, state=state),
         density=density,
@@ -102,4 +102,5 @@ def magnitude(
         collapse=collapse,
         provenance=record(system, "pruning.magnitude", seed=seed, settings=settings),
         cost=cost,
+        advice=advice_for(scope, layer_densities=layer_densities, takes=True),
     )

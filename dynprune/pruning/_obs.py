@@ -8,9 +8,10 @@ from torch import Tensor
 
 from dynprune.core import AssumptionError, Cost, InvalidInputError, unknown
 from dynprune.operators import AbstractOperator, GaussNewtonOperator, HessianOperator
-from dynprune.pruning._collapse import Collapse, check_known
+from dynprune.pruning._collapse import Collapse, advice_for, check_known
+from dynprune.pruning._example_count import example_count
 from dynprune.pruning._example_gradients import drawn, example_gradients
-from dynprune.pruning._from_scores import from_scores, full_state, record, survivors
+from dynprune.pruning._from_scores import full_state, record, scored, survivors
 from dynprune.pruning._inverse_blocks import (
     add_gradient_,
     cut,
@@ -189,13 +190,15 @@ def obs(
         samples=samples,
         seed=seed,
     )
-    draft = from_scores(
+    draft = scored(
         system,
         surgeon.scores(order),
         density=density,
         scope=scope,
         collapse=collapse,
+        provenance=record(system, "pruning.obs", seed=seed),
         cost=surgeon.cost,
+        advice=advice_for(scope),
     )
     moved, rise = surgeon.moved(dict(draft.mask_items), update)
     settings = {
@@ -275,8 +278,7 @@ class _Surgeon:
             examples = drawn(system, samples, seed=seed)
             inverses = _fisher(system, weights, sizes, damping, examples, seed)
             count = len(examples)
-            read = sum(system.weight(one) for one in examples)
-            cost = Cost(gradients=read / system.examples)
+            cost = Cost(gradients=count / example_count(system))
         else:
             count = 0
             inverses, cost = _exact(system, alive, sizes, curvature, damping)

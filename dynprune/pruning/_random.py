@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dynprune.core import generator
-from dynprune.pruning._collapse import Collapse
-from dynprune.pruning._from_scores import from_scores, record
+from dynprune.pruning._collapse import Collapse, advice_for
+from dynprune.pruning._from_scores import record, scored
 from dynprune.pruning._prunable import check_start
 from dynprune.pruning._select import Scope
 from dynprune.system import GradientSystem
@@ -76,7 +76,7 @@ def random(
     Cost:
         No gradients, no forward passes, no HVPs.
     """  # noqa: DOC502 - raised by from_scores
-    return from_scores(
+    return scored(
         system,
         random_scores(system, seed=seed),
         density=density,
@@ -84,4 +84,5 @@ def random(
         layer_densities=layer_densities,
         collapse=collapse,
         provenance=record(system, "pruning.random", seed=seed),
+        advice=advice_for(scope, layer_densities=layer_densities, takes=True),
     )

@@ -103,7 +103,8 @@ def plain_values(system: GradientSystem) -> dict[str, Tensor]:
             full = names[id(part)]
             if full in weights:
                 continue
-            if name.endswith("bias"):
+            # also bias_ih_l0 of recurrent layers, bias_k of attention
+            if name.endswith("bias") or name.startswith("bias_"):
                 found[full] = torch.zeros_like(part)
             elif name == "weight" and (torchs or (named and part.ndim == 1)):
                 found[full] = torch.ones_like(part)

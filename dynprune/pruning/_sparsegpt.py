@@ -55,9 +55,11 @@ def sparsegpt(
     chosen to be kept.
 
     The count is exact *in each layer*, :math:`\max(1, \lfloor d n_l + \tfrac{1}{2}
-    \rfloor)`, and blocks have their proportional, rounded shares of it. Weights of
-    inputs that are zero on all data go first. The ticket's *state* holds the new
-    weights; pruned entries keep their old values, which a shuffled mask uncovers.
+    \rfloor)`, and the blocks of each group of a layer have their proportional, rounded
+    shares of it. Within its block a weight of an input that is zero on all data goes
+    first; where its block may keep more than it has others, it stays. The ticket's
+    *state* holds the new weights; pruned entries keep their old values, which a
+    shuffled mask uncovers.
     ``layer_errors`` in the settings is :math:`\|X(w - \hat w)\|^2 / \|X w\|^2`.
 
     Convolutions, transposed ones included, are matrices on patches (groups for

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dynprune.core import Cost, InvalidInputError, NumericalWarning
 from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._count_rules import Rule
+from dynprune.pruning._example_count import example_count
 from dynprune.pruning._from_scores import record, survivors, ticket_of
 from dynprune.pruning._numbers import as_count, as_density
 from dynprune.pruning._private_copy import private_copy
@@ -176,7 +177,7 @@ def synflow(
             settings={"rounds": rounds, "activations": activations},
             sources=("synflow",),
         ),
-        cost=Cost(gradients=(rounds + 1) / system.examples),
+        cost=Cost(gradients=(rounds + 1) / example_count(system)),
     )
     flows = flow(masks).values()
     passing = sum(float(part.sum()) for part in flows)
@@ -274,7 +275,8 @@ def _output(net: nn.Module, ones: Tensor, system: GradientSystem) -> Any:
             ) from error
         raise InvalidInputError(
             f"The network does not take an example of shape {tuple(ones.shape)}: "
-            f"{error}. Pass example=torch.ones(1, ...) in the shape of its inputs."
+            f"{error}. Pass example=torch.ones(1, ...) in the shape of its inputs. For "
+            "a network that takes indices, such as tokens, SynFlow is not defined."
         ) from error
 
 
@@ -290,21 +292,33 @@ def _takes(net: nn.Module, ones: Tensor, dtype: torch.dtype) -> bool:
 
 def _ones(system: GradientSystem, example: Tensor | None) -> Tensor:
     if example is None:
-        batch = next(system.batches(), None)
-        x = batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else None
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
-            raise InvalidInputError(
-                "SynFlow feeds ones in the shape of one example, and the first batch "
-                f"({type(batch).__name__}) holds no floating-point inputs. Pass "
-                "example=torch.ones(1, ...) for a network that takes such inputs."
-            )
-        example = x[:1]
+        example = _first(next(system.batches(), None))[:1]
     if not isinstance(example, Tensor):
         raise InvalidInputError(
             f"example is a {type(example).__name__}. Pass a tensor of one example with "
             "its batch dimension, torch.ones(1, ...)."
         )
     return torch.ones(example.shape, dtype=torch.float64, device=system.device)
+
+
+def _first(batch: Any) -> Tensor:
+    x = batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else None
+    if not isinstance(x, Tensor) or x.ndim < 1:
+        raise InvalidInputError(
+            "SynFlow feeds ones in the shape of one example, and cannot tell which "
+            f"entry of the first batch ({type(batch).__name__}) the network takes. "
+            "Pass example=, that entry of one example with its batch dimension, "
+            "shape (1, ...)."
+        )
+    if not x.is_floating_point():
+        raise InvalidInputError(
+            "SynFlow feeds ones of floating-point numbers, and the inputs are "
+            f"{x.dtype}: it is not defined for a network that takes indices, such as "
+            "tokens. Take another pruner, or a system of the part behind the "
+            "embedding. If the network takes floating-point numbers all the same, pass "
+            "example=torch.ones(1, ...) in the shape of its inputs."
+        )
+    return x
 
 
 def _sum(output: Any) -> Tensor:

@@ -199,7 +199,8 @@ def _normed(axis: Axis, module: _BatchNorm) -> Axis | None:
     scale, shift = one, torch.zeros_like(one)
     if module.affine:
         scale = module.weight.detach().cpu().double()
-        shift = module.bias.detach().cpu().double()
+        if module.bias is not None:  # there is no shift with bias=False
+            shift = module.bias.detach().cpu().double()
     factor = scale / (module.running_var.cpu().double() + module.eps).sqrt()
     values = (axis.values - module.running_mean.cpu().double()) * factor + shift
     silent = scale == 0

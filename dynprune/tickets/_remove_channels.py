@@ -214,8 +214,8 @@ def _checked(model: nn.Module, name: str, mask: Tensor) -> Tensor:
             f"{mask.dtype}. Pass one boolean for each, True = kept."
         )
     mask = mask.detach().to("cpu", copy=True)
-    for part in (norm.weight, norm.bias):
-        if bool(part.detach().cpu()[~mask].any()):
+    for part in (norm.weight, norm.bias):  # there is no shift with bias=False
+        if part is not None and bool(part.detach().cpu()[~mask].any()):
             raise InvalidInputError(
                 f"Channels of {name!r} were to go whose scale or shift is not zero. "
                 "Set both to zero first, or use dp.tickets.remove_units, which takes "

@@ -20,6 +20,7 @@ from dynprune.pruning import (
     magnitude,
     obd,
     obs,
+    random,
     rigl,
     snip,
     sparse_evolution,
@@ -199,6 +200,15 @@ CALLS = {
         for prune in (rigl, sparse_evolution)
     },
     "snip": (snip, {"density": 0.05}),
+    "random": (random, {"density": 0.06, "seed": 1}),
+    "random, by layer": (random, {"density": 0.01, "scope": "layer", "seed": 1}),
+    "magnitude, each": (
+        magnitude,
+        {
+            "layer_densities": {"0.weight": 0.05, "2.weight": 0.07},
+            "scope": "layer",
+        },
+    ),
 }
 
 
@@ -221,3 +231,8 @@ def test_advice_names_arguments_that_there_are(prune, knobs):
         if prune is edge_popup and knobs.get("scope", "layer") == "layer":
             assert "scope=" not in message
         assert "density" in message
+        if prune in {magnitude, random, obd, obs}:  # they have the knobs themselves
+            assert "from_scores" not in message
+            assert ("scope='layer'" in message) == ("scope" not in knobs)
+            has = "layer_densities" in inspect.signature(prune).parameters
+            assert ("layer_densities" in message) == has

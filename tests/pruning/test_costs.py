@@ -12,6 +12,8 @@ from torch import nn
 
 from dynprune import pruning
 from dynprune.core import Cost
+from dynprune.pruning._dependence import dependence
+from dynprune.pruning._from_scores import survivors
 from dynprune.system import GradientSystem
 from dynprune.training import Recipe
 
@@ -291,3 +293,30 @@ def test_the_products_of_obd_are_what_is_computed(cut):
     assert (few.hvps, more.hvps) == (8.0, WEIGHTS)
     assert seen_more["second"] - seen["second"] == (WEIGHTS - 8) * N
     assert seen["second"] - 8 * N <= 3 * N
+
+
+@pytest.mark.parametrize("how", ["loader", "resident", "no tensors"])
+def test_costs_count_examples_whatever_they_weigh(how):
+    x, y = classes(24, 4, 3)
+    cuts = [(x[a:b], y[a:b]) for a, b in ((0, 4), (4, 10), (10, 18), (18, 24))]
+    knobs = {"batch_weight": lambda batch: 1.0}
+    data = (x, y) if how == "resident" else cuts
+    if how == "no tensors":
+        data = [{"both": lambda part=part: part} for part in cuts]
+        knobs["batch_loss"] = lambda net, batch: CE(
+            net(batch["both"]()[0]), batch["both"]()[1]
+        )
+    loss_fn = None if how == "no tensors" else CE
+    system = GradientSystem(small_net(widths=(4, 5, 3)), loss_fn, data, **knobs)
+    masks = survivors(system)
+    if how == "no tensors":  # a batch is what its weight says
+        assert dependence(system, masks)[1] == pytest.approx(1 / 4)
+        return
+    found = pruning.obs(system, density=0.5, block_size=5)
+    assert found.cost == Cost(gradients=1.0)
+    found = pruning.obs(system, density=0.5, block_size=5, samples=12)
+    assert found.cost == Cost(gradients=0.5)
+    found = pruning.synflow(system, density=0.5, rounds=9)
+    assert found.cost == Cost(gradients=10 / 24)
+    read = 8 if how == "resident" else 4  # of the first batch
+    assert dependence(system, masks)[1] == read / 24

@@ -228,15 +228,99 @@ def test_ticket_and_network_are_the_same_function():
     assert found.flops == (2 * (48 + 56 + 21), 2 * (6 * a + a * b + 3 * b))
 
 
-def test_ticket_and_network_train_alike():
-    _, system = problem()
-    found = early_bird(system, train=recipe(lr=0.05), density=0.5, tolerance=0.3)
+def same_losses(found, system):
+    """Losses of training the ticket, held to those of the smaller network."""
     small = GradientSystem(found.network, CE, system.data)
     again = recipe(lr=0.1, steps=5)
     a = again(system.with_ticket(found.ticket)).history[1]
     b = again(small).history[1]
     assert torch.allclose(a, b, atol=1e-12, rtol=0)
     assert float(a[-1]) < float(a[0])
+
+
+def test_ticket_and_network_train_alike():
+    _, system = problem()
+    found = early_bird(system, train=recipe(lr=0.05), density=0.5, tolerance=0.3)
+    same_losses(found, system)
+
+
+@pytest.mark.parametrize("traced", [True, False], ids=["traced", "in parts"])
+def test_a_frozen_norm_stays_in_eval_mode_in_the_network(tmp_path, traced):
+    inner = net_of().train()
+    net = inner if traced else Deciding().train()
+    inner = net if traced else net.inner
+    inner[4].eval()
+    system = GradientSystem(net, CE, classes(24, 6, 3))
+    knobs = {"train": recipe(lr=0.05), "density": 0.5, "tolerance": 0.3}
+    found = early_bird(system, **knobs)
+    frozen = system.kept_in_eval
+    assert frozen == (("4",) if traced else ("inner.4",))
+    found.save(tmp_path / "found")
+    for network in (found.network, EarlyBird.load(tmp_path / "found", net).network):
+        modes = {name: part.training for name, part in network.named_modules()}
+        assert [name for name, training in modes.items() if not training] == [*frozen]
+    same_losses(found, system)
+    net.eval()  # nothing said of its modules any more
+    assert not any(p.training for p in early_bird(system, **knobs).network.modules())
+
+
+def test_modules_that_the_graph_adds_have_the_mode_of_the_network():
+    net = dp.tasks.resnet(20, 4, in_shape=(1, 8, 8), classes=3).double().train()
+    norms = [p for p in net.modules() if isinstance(p, nn.BatchNorm2d)]
+    norms[1].eval()
+    system = GradientSystem(net, CE, classes(16, 64, 3))
+    train = recipe(lr=0.1, steps=12)
+    found = early_bird(system, train=train, density=0.6, tolerance=0.4, window=3)
+    modes = {name: part.training for name, part in found.network.named_modules()}
+    assert any("channel_map" in name for name in modes)
+    assert [name for name, mode in modes.items() if not mode] == [*system.kept_in_eval]
+
+
+@pytest.mark.parametrize("start", ["drawn", "initial"])
+@pytest.mark.parametrize("how", ["frozen", "not selected"])
+def test_shifts_that_are_not_trained_are_zero_where_pruned(how, start):
+    net = net_of().train()
+    if how == "frozen":
+        net[1].bias.requires_grad_(False)
+    chosen = "*weight" if how == "not selected" else None
+    system = GradientSystem(net, CE, classes(24, 6, 3), parameters=chosen)
+    found = early_bird(
+        system, train=recipe(lr=0.05), density=0.5, tolerance=0.3, start=start
+    )
+    ticket, mask = found.ticket, found.masks["1.weight"]
+    assert torch.equal(ticket.state["1.bias"], net[1].bias.detach() * mask)
+    assert bool(ticket.state["1.bias"].any())
+    x, y = system.data
+    whole, small = system.with_ticket(ticket), GradientSystem(found.network, CE, (x, y))
+    assert float((whole.loss() - small.loss()).abs()) < 1e-12
+    ticket.apply_(net)
+    with torch.no_grad():
+        assert torch.allclose(found.network(x), net(x), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("which", [(1,), (1, 4)], ids=str)
+def test_norms_without_a_shift(which):
+    net = net_of()
+    try:
+        norms = {k: nn.BatchNorm1d((8, 7)[k > 1], bias=False).double() for k in which}
+    except TypeError:
+        pytest.skip("batch norms of this torch always have a shift")
+    with torch.no_grad():
+        for k, norm in norms.items():
+            norm.weight.copy_(net[k].weight)
+            net[k] = norm
+    system = GradientSystem(net.train(), CE, classes(24, 6, 3))
+    found = early_bird(system, train=recipe(lr=0.05), density=0.5, tolerance=0.3)
+    assert "1.bias" not in found.ticket.masks
+    assert ("4.bias" in found.ticket.masks) == (4 not in which)
+    assert found.parameters[1] < found.parameters[0]
+    same_losses(found, system)
+    found.ticket.apply_(net.eval())
+    small = dp.tickets.reduce(found.ticket, net, example=system.data[0][:2]).module
+    with torch.no_grad():
+        expected = net(system.data[0])
+        for network in (found.network.eval(), small):
+            assert torch.allclose(network(system.data[0]), expected, atol=1e-12, rtol=0)
 
 
 def test_resnet_20_becomes_smaller_with_the_same_outputs():

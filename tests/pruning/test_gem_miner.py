@@ -9,7 +9,7 @@ from torch.nn import functional
 
 import dynprune as dp
 from dynprune.core import ConvergenceError, InvalidInputError, NumericalWarning, cite
-from dynprune.pruning import edge_popup, gem_miner, random
+from dynprune.pruning import edge_popup, gem_miner, magnitude, random
 from dynprune.pruning._gem_miner import uniform_scores
 from dynprune.pruning._signed_weights import (
     fan_in,
@@ -181,6 +181,36 @@ def test_exact_rule_keeps_the_exact_count(density):
     assert ticket.kept == max(1, math.floor(density * 63 + 0.5))
 
 
+def test_exact_rule_keeps_the_exact_count_from_a_mask():
+    # 11 / 40 (.1625 / (11 / 40)) is below .1625, and .1625 · 40 + ½ is 7
+    net = nn.Linear(10, 4, bias=False).double()
+    mask = torch.arange(40).view(4, 10) < 11
+    system = GradientSystem(net, CE, classes(8, 10, 4), mask={"weight": mask})
+    assert magnitude(system, density=0.1625, collapse="ignore").kept == 7
+    ticket = gem_miner(
+        system,
+        density=0.1625,
+        epochs=3,
+        freeze_every=2,
+        rule="exact",
+        throw=False,
+        collapse="ignore",
+    )
+    assert ticket.kept == 7
+
+
+def test_the_sources_share_is_not_rounded():
+    # 1 − √.49 is .30000000000000004, and ⌈that · 100⌉ is 31
+    net = nn.Linear(25, 4, bias=False).double()
+    system = GradientSystem(net, CE, classes(8, 25, 4))
+    knobs = {"density": 0.49, "epochs": 5, "freeze_every": 2, "penalty": 0.0}
+    still = {"optimizer": lambda params: torch.optim.SGD(params, lr=0.0)}
+    found = gem_miner(system, **knobs, **still)
+    assert dict(found.provenance.settings)["kept_counts"] == [69, 48]
+    exact = gem_miner(system, rule="exact", **knobs, **still)
+    assert dict(exact.provenance.settings)["kept_counts"] == [70, 49]
+
+
 def test_an_empty_layer_is_reported_where_it_is_not_refused():
     _, system = conv_system()
     with pytest.warns(NumericalWarning, match="nothing is kept of"):
@@ -345,6 +375,39 @@ def test_attention_tied_and_shared_modules(pruner):
     assert torch.equal(net.head.weight != 0, ticket.masks["embed.weight"])
     losses = dict(ticket.provenance.settings)["losses"]
     assert all(math.isfinite(loss) for loss in losses)
+
+
+class Recurrent(nn.Module):
+    """A GRU and attention with biases of its own beside a Linear layer."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.gru = nn.GRU(6, 4, batch_first=True)
+        self.attention = nn.MultiheadAttention(4, 2, add_bias_kv=True, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.gru(x.view(-1, 2, 6))[0]
+        return self.head(self.attention(h, h, h)[0].sum(1))
+
+
+@pytest.mark.filterwarnings("ignore:Left out of the prunable weights")
+@pytest.mark.parametrize("pruner", [gem_miner, edge_popup], ids=lambda p: p.__name__)
+def test_plain_leaves_no_bias_whatever_it_is_called(pruner):
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(0)
+        net = Recurrent().double()
+        with torch.no_grad():
+            for part in net.parameters():
+                part.normal_()
+    system = GradientSystem(net, CE, classes(6, 12, 3))
+    biases = {name for name, _ in net.named_parameters() if "bias" in name}
+    assert {"gru.bias_ih_l0", "gru.bias_hh_l0", "attention.bias_k"} < biases
+    assert set(plain_values(system)) == biases
+    state = pruner(system, density=0.5, epochs=6).state
+    assert not any(state[name].any() for name in biases)
+    own = dict(net.named_parameters())
+    assert torch.equal(state["gru.weight_ih_l0"], own["gru.weight_ih_l0"])
 
 
 def test_too_large_a_penalty_names_layer_penalty_and_remedy(untouched):

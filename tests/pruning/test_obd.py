@@ -1,6 +1,7 @@
 """Optimal brain damage against dense Hessians and exact removal costs."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -104,6 +105,24 @@ def test_estimate_lies_within_its_standard_errors_and_says_so():
     assert "Optimal Brain Damage" in cite(ticket)
 
 
+def test_the_estimate_may_be_that_of_little_memory():
+    _, system = problem()
+    knobs = {"matvecs": 16, "method": "bekas", "seed": 3}
+    found = obd_diagonal(system, **knobs)
+    assert (found.method, found.matvecs) == ("bekas", 16)
+    exact = obd_diagonal(system, method="bekas").values
+    assert torch.equal(exact, obd_diagonal(system).values)  # 100 products of 24 weights
+    assert ((found.values - exact).abs() <= 6 * found.standard_error + 1e-12).all()
+    state = system.state[weight_places(system)]
+    expected = 0.5 * found.values.abs() * state.square()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The diagonal from", NumericalWarning)
+        assert torch.equal(flat(obd_scores(system, **knobs)), expected)
+        ticket = obd(system, density=0.5, **knobs)
+    assert dict(ticket.provenance.settings)["method"] == "bekas"
+    assert "estimator for the diagonal" in cite(ticket).lower()
+
+
 def test_noise_is_announced():
     _, system = problem()
     with pytest.warns(NumericalWarning, match="24 would make it exact"):
@@ -142,6 +161,8 @@ def test_bad_knobs_are_refused():
         obd(system, density=0.5, curvature="fisher")
     with pytest.raises(InvalidInputError, match="Unknown negative 'raw'"):
         obd(system, density=0.5, negative="raw")
+    with pytest.raises(InvalidInputError, match="Unknown method 'hutchinson'"):
+        obd(system, density=0.5, method="hutchinson")
     with pytest.raises(InvalidInputError, match="Unknown negative 'raw'"):
         obd_scores(system, negative="raw")
     with pytest.raises(InvalidInputError, match="matvecs"):

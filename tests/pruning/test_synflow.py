@@ -235,12 +235,14 @@ def test_coming_apart_is_said():
         synflow(system_of(chain(4, 4, 4), 4, 4), **knobs)
 
 
-def test_inputs_that_are_no_floats_need_an_example():
+def test_inputs_that_are_no_floats_are_refused():
     net = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2)).double()
     ids = torch.tensor([[0, 1], [2, 3]])
     system = GradientSystem(net, CE, (ids, torch.tensor([0, 1])))
-    with pytest.raises(InvalidInputError, match="no floating-point inputs"):
+    with pytest.raises(InvalidInputError, match=r"int64: it is not defined .* tokens"):
         synflow(system, density=0.5)
+    with pytest.raises(InvalidInputError, match=r"not take an example .* takes indices"):
+        synflow(system, density=0.5, example=ids[:1])
 
 
 def test_custom_batches_take_an_example():
@@ -249,7 +251,7 @@ def test_custom_batches_take_an_example():
     system = GradientSystem(
         net, None, [{"x": x, "y": y}], batch_loss=lambda n, b: CE(n(b["x"]), b["y"])
     )
-    with pytest.raises(InvalidInputError, match="no floating-point inputs"):
+    with pytest.raises(InvalidInputError, match=r"which entry of .*\(dict\) the"):
         synflow(system, density=0.5)
     found = synflow(system, density=0.5, example=torch.zeros(1, 6))
     same = synflow(system_of(net, 6, 4), density=0.5)

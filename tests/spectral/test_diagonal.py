@@ -3,6 +3,7 @@
 import pytest
 import torch
 from spectra import Products, diagonal_operator, like_a_network, normal, turned
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynprune.core import AssumptionError, InvalidInputError, Outcome, generator
 from dynprune.spectral import Diagonal, diagonal
@@ -113,6 +114,49 @@ def test_single_precision_agrees_and_slices_do_not_matter(monkeypatch, untouched
     )
     monkeypatch.setattr(_diagonal, "_SLICE", 37)
     assert torch.allclose(diagonal(op, matvecs=30).values, wide.values, atol=1e-14)
+
+
+def test_random_signs_are_averaged_one_at_a_time():
+    """The mean and spread of v ⊙ Av, and no block of the samples."""
+    op = turned(normal(40, seed=2))
+    A, make, seen = op.dense(), generator(7), []
+    draw = lambda: op.rows.random(1, generator=make, dtype=torch.float64)  # noqa: E731
+    block = torch.cat([draw().sign() for _ in range(12)], 1)
+    samples = block * (A @ block)
+    alone = Products(40, lambda part: seen.append(part.shape[1]) or A @ part)
+    found = diagonal(alone, matvecs=12, method="bekas", seed=7)
+    assert torch.allclose(found.values, samples.mean(1), atol=1e-12, rtol=0)
+    expected = samples.std(1) / 12**0.5
+    assert torch.allclose(found.standard_error, expected, atol=1e-12, rtol=0)
+    assert seen == [1] * 12
+
+
+class Largest(TorchDispatchMode):
+    """Note how many numbers the largest floating-point tensor holds."""
+
+    def __init__(self):
+        TorchDispatchMode.__init__(self)
+        self.seen = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.is_floating_point():
+            self.seen = max(self.seen, out.numel())
+        return out
+
+
+def test_memory():
+    blocks = []
+    op = Products(2000, lambda part: blocks.append(part.shape[1]) or 2.0 * part)
+    with Largest() as held:
+        found = diagonal(op, matvecs=100, method="bekas")
+    assert held.seen == 2000
+    assert torch.equal(found.values, torch.full((2000,), 2.0).double())
+    blocks.clear()
+    with Largest() as held:
+        diagonal(op, matvecs=100)
+    assert held.seen == 50 * 2000
+    assert blocks == [8, 8, 8, 8, 8, 8, 2] * 2
 
 
 def test_what_is_out_of_range_is_refused():
