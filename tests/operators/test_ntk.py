@@ -136,11 +136,12 @@ def test_it_refuses_what_it_cannot_do():
     class Constant(nn.Module):
         def __init__(self):
             super().__init__()
-            self.unused = nn.Linear(3, 3).double()
+            self.unused, self.used = nn.Linear(3, 3).double(), True
 
         def forward(self, x):
-            return x
+            return self.unused(x) if self.used else x
 
     constant = GradientSystem(Constant(), CROSS, data)
+    constant.module.used = False
     with pytest.raises(InvalidInputError, match="No output of the network depends"):
         NTKOperator(constant)

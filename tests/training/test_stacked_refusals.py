@@ -289,7 +289,7 @@ def test_weights_of_classes_belong_to_the_loss() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Note how many floating-point numbers the largest tensor of any operation holds."""
+    """Note how many numbers the largest floating-point tensor of any holds."""
 
     def __init__(self) -> None:
         TorchDispatchMode.__init__(self)
