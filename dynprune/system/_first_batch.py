@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynprune.core import DynPruneError, InvalidInputError, as_plain
@@ -77,6 +77,21 @@ def explained(batch: Any, dtype: torch.dtype, *, by_batch: bool) -> Iterator[Non
             f"({type(error).__name__}: {said}). The batch: {described(batch)}; the "
             f"parameters are {kind}. {_advice(error, batch, by_batch=by_batch)}."
         ) from error
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Say whether ``torch.compile`` would compile a pass with gradients anew.
+
+    Args:
+        module: The network.
+
+    Returns:
+        Whether a part of it is compiled.
+    """
+    return any("_orig_mod" in part._modules for part in module.modules()) or any(
+        getattr(part, "_compiled_call_impl", None) is not None
+        for part in module.modules()
+    )
 
 
 def check_way_back(loss: Tensor, coordinates: Tensor) -> None:

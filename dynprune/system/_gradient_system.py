@@ -25,7 +25,7 @@ from dynprune.system._arguments import (
 )
 from dynprune.system._batches import BatchWeight, check_data, is_resident, length, read
 from dynprune.system._checks import check_loss
-from dynprune.system._first_batch import check_way_back
+from dynprune.system._first_batch import check_way_back, is_compiled
 from dynprune.system._in_place import (
     OnCopies,
     batch_loss_on_copies,
@@ -182,7 +182,7 @@ class GradientSystem:
             self._told: list[bool] = []  # of computed weights; shared by all twins
             self._state: Tensor | None = None
             self._buffers: dict[str, Tensor] | None = None
-            self._take(data, own=not self._masks, traced=True)
+            self._take(data, own=not self._masks, traced=not is_compiled(self.module))
         self._count()
 
     def _take(self, data: Any, *, own: bool = False, traced: bool = False) -> None:
