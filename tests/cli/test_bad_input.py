@@ -167,7 +167,7 @@ REFUSED = {
     "generator": ("--data", "once", "can be read only once"),
     "NaN input": ("--data", "nan_inputs", "is nan"),
     "NaN in test": ("--data", "nan_test", "test split is nan"),
-    "labels beyond the outputs": ("--data", "large_labels", "out of bounds). The batch"),
+    "labels beyond the outputs": ("--data", "large_labels", "out of bounds). The"),
     "test split of another width": ("--data", "narrow_test", "the test split failed"),
     "non-scalar loss": ("--loss", "each", "not a scalar tensor (found (32,))"),
     "summed loss": ("--loss", "summed", "not a mean over examples"),
