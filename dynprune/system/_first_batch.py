@@ -88,8 +88,8 @@ def is_compiled(module: nn.Module) -> bool:
     Returns:
         Whether a part of it is compiled.
     """
-    return any("_orig_mod" in part._modules for part in module.modules()) or any(
-        getattr(part, "_compiled_call_impl", None) is not None
+    return any(
+        "_orig_mod" in part._modules or part._compiled_call_impl is not None
         for part in module.modules()
     )
 
