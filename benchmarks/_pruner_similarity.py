@@ -84,11 +84,7 @@ def seeds_to_compare(
         blank: Task, density, seed and method where a method finds nothing.
     """
     known = {tuple(row[key] for key in _KEYS) for row in read_csv(_path(folder))}
-    wanted = [
-        name
-        for name, method in METHODS.items()
-        if name in set(methods) - {DENSE} and not method.full
-    ]
+    wanted = [name for name in METHODS if name in set(methods) - {DENSE}]
 
     def lacks(density: float, seed: int) -> bool:
         head = (setting.task, density, seed)

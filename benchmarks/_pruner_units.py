@@ -93,9 +93,7 @@ def plan(
     settings: Iterable[Setting], seeds: int, *, methods: Iterable[str], sanity: bool
 ) -> list[Unit]:
     """Return all units: seed after seed of each task, then the sanity checks."""
-    settings = list(settings)
-    whole = all(one.recipe == "full" for one in settings)
-    names = [name for name in methods if whole or not METHODS[name].full]
+    settings, names = list(settings), list(methods)
     units = [
         Unit(setting=one, kind="method", method=name, seeds=(seed,))
         for one in settings
@@ -236,11 +234,7 @@ def find_masks(
         for name, method in METHODS.items()
         if method.make is not None and method.group != LEARNT
     }
-    names = [
-        name
-        for name in methods
-        if name != DENSE and not METHODS[name].full and (every or name in cheap)
-    ]
+    names = [name for name in methods if name != DENSE and (every or name in cheap)]
     with process_pool(jobs) as pool:
         found = [
             pool.submit(_masks, folder, setting, name, seed)

@@ -60,10 +60,15 @@ def settings_of(given: argparse.Namespace) -> list[Setting]:
     return [quick(one) for one in found] if given.quick else found
 
 
+def methods_of(given: argparse.Namespace) -> list[str]:
+    """Return the methods that were asked for, without those of the full recipe only."""
+    return [name for name in given.methods if not METHODS[name].full]
+
+
 def units_of(given: argparse.Namespace) -> list[Unit]:
     """Return all units that were asked for, in order."""
     settings = settings_of(given)
-    units = plan(settings, given.seeds, methods=given.methods, sanity=given.sanity)
+    units = plan(settings, given.seeds, methods=methods_of(given), sanity=given.sanity)
     if given.full:
         names = [name for name in FULL if name in given.methods]
         long = [full(one) for one in settings if one.adam and one.task in given.full]
@@ -145,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
                 seeds = seeds_to_compare(
                     setting,
                     given.seeds,
-                    methods=given.methods,
+                    methods=methods_of(given),
                     folder=results.folder,
                     blank=results.blank,
                 )
@@ -153,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
                 given.work,
                 setting,
                 seeds,
-                methods=given.methods,
+                methods=methods_of(given),
                 every=given.masks != "cheap",
                 jobs=given.jobs,
             )

@@ -169,7 +169,7 @@ def imp(
     check_unmasked(system, "level 0 is the dense network")
     check_known(collapse, in_training=True)
     folder = check_checkpoints(checkpoints)
-    takes = ["seed", "start_step", *kept_at(folder, "")]
+    takes = ["seed", "start_step", *([] if folder is None else ["checkpoint"])]
     stops = ["stop_step"] if rewind == "weights" and rewind_step else []
     check_trainer(train, name="train", takes=takes + stops)
     if fine_tune is not None:

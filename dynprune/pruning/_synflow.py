@@ -18,7 +18,7 @@ from dynprune.pruning._private_copy import private_copy
 from dynprune.pruning._prunable import check_masks, check_start
 from dynprune.pruning._rounds import in_rounds
 from dynprune.pruning._select import check_scores, scope_of
-from dynprune.system import GradientSystem
+from dynprune.system import GradientSystem, is_pair
 from dynprune.tickets import Ticket
 
 Activations = Literal["as is", "linear"]
@@ -302,7 +302,7 @@ def _ones(system: GradientSystem, example: Tensor | None) -> Tensor:
 
 
 def _first(batch: Any) -> Tensor:
-    x = batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else None
+    x = batch[0] if is_pair(batch) else None
     if not isinstance(x, Tensor) or x.ndim < 1:
         raise InvalidInputError(
             "SynFlow feeds ones in the shape of one example, and cannot tell which "

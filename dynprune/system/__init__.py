@@ -3,6 +3,7 @@
 from dynprune.system._batches import (
     BatchWeight,
     check_data,
+    is_pair,
     is_resident,
     length,
     read,
@@ -34,6 +35,7 @@ __all__ = [
     "function_signature",
     "hashes",
     "is_conv1d",
+    "is_pair",
     "is_resident",
     "length",
     "linear_network",

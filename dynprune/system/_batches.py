@@ -30,11 +30,19 @@ def is_resident(data: object) -> TypeGuard[tuple[Tensor, Tensor]]:
     Returns:
         True for a tuple or list of exactly two tensors.
     """
-    return (
-        isinstance(data, tuple | list)
-        and len(data) == 2
-        and all(isinstance(part, Tensor) for part in data)
-    )
+    return is_pair(data) and all(isinstance(part, Tensor) for part in data)
+
+
+def is_pair(batch: object) -> TypeGuard[tuple[Any, Any]]:
+    """Say whether a batch is two things (x, y), whatever they are.
+
+    Args:
+        batch: A batch, or data.
+
+    Returns:
+        True for a tuple or list of length two.
+    """
+    return isinstance(batch, tuple | list) and len(batch) == 2
 
 
 def check_data(data: object) -> None:

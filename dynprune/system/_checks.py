@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynprune.core import InvalidInputError, NumericalWarning
+from dynprune.system._batches import is_resident
 from dynprune.system._first_batch import PASSED_ON, explained
 
 _MOST = 32
@@ -52,7 +53,7 @@ def check_loss(
             split batch disagrees with the whole one or has no loss.
     """  # noqa: DOC502 - raised by the parts
     with torch.no_grad():
-        if not _is_pair(batch):
+        if not _can_be_cut(batch):
             with explained(batch, dtype, by_batch=by_batch):
                 _first(mean, batch, traced=traced)
             return
@@ -155,11 +156,10 @@ def _others(y: Tensor) -> list[int]:
     return sorted(set(found.tolist()))
 
 
-def _is_pair(batch: Any) -> bool:
+def _can_be_cut(batch: Any) -> bool:
     return (
-        isinstance(batch, tuple | list)
-        and len(batch) == 2
-        and all(isinstance(part, Tensor) and part.ndim > 0 for part in batch)
+        is_resident(batch)
+        and all(part.ndim > 0 for part in batch)
         and len(batch[0]) == len(batch[1])
         and len(batch[1]) > 1
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynprune.core import DynPruneError, InvalidInputError, as_plain
+from dynprune.system._batches import is_pair
 
 PASSED_ON = (DynPruneError, MemoryError, torch.OutOfMemoryError, Warning)
 _MOST_NAMED = 8
@@ -122,7 +123,7 @@ def described(batch: Any) -> str:
     Returns:
         Part of a sentence; x and y where it is a pair of tensors or arrays.
     """
-    if _is_xy(batch) and all(isinstance(part, Tensor | np.ndarray) for part in batch):
+    if is_pair(batch) and all(isinstance(part, Tensor | np.ndarray) for part in batch):
         return f"x {_one(batch[0])}, y {_one(batch[1])}"
     leaves = pytree.tree_flatten_with_path(as_plain(batch))[0]
     words = [
@@ -131,10 +132,6 @@ def described(batch: Any) -> str:
     ]
     more = len(leaves) - len(words)
     return ", ".join([*words, f"{more} more"] if more else words) or "nothing"
-
-
-def _is_xy(batch: Any) -> bool:
-    return isinstance(batch, tuple | list) and len(batch) == 2
 
 
 def _one(leaf: Any) -> str:
@@ -150,7 +147,7 @@ def _advice(error: Exception, batch: Any, *, by_batch: bool) -> str:
         return "Pass tensors: torch.from_numpy(x)"
     if by_batch:
         return "Try batch_loss(model, batch) on it by itself"
-    if _is_xy(batch) and isinstance(batch[1], int | float):
+    if is_pair(batch) and isinstance(batch[1], int | float):
         return (
             "It looks like one example: wrap the list of examples in "
             "torch.utils.data.DataLoader(data, batch_size=...)"

@@ -2,56 +2,20 @@
 
 import contextlib
 import copy
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from dynprune.core import InvalidInputError, generator, isolated
 from dynprune.tickets._apply import check_masks, listed
-from dynprune.tickets._path_inputs import InputChanges, PassedRelu
+from dynprune.tickets._path_inputs import PassedRelu
+from dynprune.tickets._path_modules import PathModules
 
-_PASSED = (  # on non-negative numbers the identity, or made so
-    nn.ReLU,
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.RReLU,
-    nn.ELU,
-    nn.CELU,
-    nn.SELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Softplus,
-    nn.ReLU6,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.Hardtanh,
-    nn.Hardsigmoid,
-    nn.Hardswish,
-    nn.Softsign,
-    nn.LogSigmoid,
-    nn.Softshrink,
-    nn.Hardshrink,
-    nn.Tanhshrink,
-    nn.Threshold,
-)
 _ROUNDING = 1e-9  # of the largest slope of a tensor: some libraries sum by FFT
-_PER_CHANNEL = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
-_NORMS = (*_PER_CHANNEL, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
-_SOFTMAXES = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d)
-_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-_ADAPTIVE = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
-_ADAPTIVE_AVERAGES: dict[int, Any] = {
-    1: functional.adaptive_avg_pool1d,
-    2: functional.adaptive_avg_pool2d,
-    3: functional.adaptive_avg_pool3d,
-}
 _SMALL = 1e-3  # weights at which a function that saturates may still have slopes
 _SATURATED = (
     "Paths to the output were asked for, but no kept weight has a slope other than 0, "
@@ -108,10 +72,7 @@ class PathNetwork:
         self._draw = self._drawn()
         # of each set of masked names, why its weights cannot be judged
         self._judged: dict[tuple[str, ...], str] = {}
-        # whether products of weights count, or connections alone
-        self._counts = True
-        self._linearise_()
-        self._changes = InputChanges(self._net)
+        self._modules = PathModules(self._net)
 
     def effective(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         r"""Say which kept weights lie on a path from the input to the output.
@@ -221,21 +182,21 @@ class PathNetwork:
                 part.copy_(_signed(self._draw[name], signs) * (scale / gain))
                 if mask is not None:
                     part.masked_fill_(~mask.to(part.device), 0.0)
-        self._scale_norms_(power=0.0)
-        self._counts = False
+        self._modules.scale_norms_(power=0.0)
+        self._modules.counts = False
         weights = [self._own[name] for name in masks]
         draw = generator(0)
         nothing: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         passed = PassedRelu() if signs is None else nothing
         scaled = self._is_scaled()
-        between = self._changes.between() if scaled else nothing
+        between = self._modules.changes.between() if scaled else nothing
 
         def make(shape: Any) -> Tensor:
             return _signed(_positive(shape, draw), signs)
 
         with passed, between, torch.enable_grad():
             if scaled:
-                with self._changes.first():
+                with self._modules.changes.first():
                     self._output(make, mix=True)
             total = self._output(make, mix=True)
             if not total.requires_grad:
@@ -284,8 +245,8 @@ class PathNetwork:
                     part.zero_()
             for name, held in self._net.named_buffers():
                 held.copy_(buffers.get(name, self._buffers[name]))
-            self._scale_norms_(power=float(power))
-            self._counts = True
+            self._modules.scale_norms_(power=float(power))
+            self._modules.counts = True
             with PassedRelu():
                 once = float(self._output(torch.ones))
                 twice = float(self._output(lambda shape: 2.0 * torch.ones(shape)))
@@ -348,48 +309,6 @@ class PathNetwork:
                     why="A shift or a difference inside a rectifier has none",
                 )
             )
-
-    def _linearise_(self) -> None:
-        for module in self._net.modules():
-            if isinstance(module, _PASSED):
-                _replace(module, _same)
-            elif isinstance(module, _NORMS):
-                _replace(module, functools.partial(self._normed, module))
-            elif isinstance(module, _SOFTMAXES):
-                _replace(module, functools.partial(self._mixed, module))
-            elif isinstance(module, _MAX_POOLS):
-                if _number(module.dilation) == 1 and not module.return_indices:
-                    _replace(module, functools.partial(_sum_pooled, module))
-            elif isinstance(module, _ADAPTIVE) and not module.return_indices:
-                _replace(module, functools.partial(_sum_adaptive, module))
-
-    def _normed(self, module: Any, x: Tensor) -> Any:
-        size = 0.0 if self._counts else float(x.detach().abs().mean())
-        size = self._changes.same(module, size)
-        return _scaled(module, x / size if size > 0.0 else x)
-
-    def _mixed(self, module: Any, x: Tensor) -> Any:
-        if self._counts:
-            return type(module).forward(module, x)
-        # positive slopes between all units that a softmax joins, whatever their size
-        return x + x.mean(_softmax_dim(module, x), keepdim=True)
-
-    def _scale_norms_(self, *, power: float) -> None:
-        for name, module in self._net.named_modules():
-            if not isinstance(module, _NORMS):
-                continue
-            factor: Tensor | float = 1.0
-            if power:
-                variance = getattr(module, "running_var", None)
-                if variance is None:
-                    raise InvalidInputError(
-                        f"A path norm was asked of a network with {name!r}, a "
-                        f"{type(module).__name__} without running statistics, whose "
-                        "output is no sum over paths. Leave it out."
-                    )
-                factor = (variance + module.eps) ** (-power / 2.0)
-            # an attribute of the private copy, read by _scaled
-            module.__dict__["_path_factor"] = factor
 
     def _drawn(self) -> dict[str, Tensor]:
         draw = generator(0)
@@ -490,64 +409,8 @@ def _signed(values: Tensor, signs: torch.Generator | None) -> Tensor:
     return torch.where(draw.to(values.device) < 0.5, -values, values)
 
 
-def _replace(module: nn.Module, forward: Any) -> None:
-    # on the instance, in a private copy: names of parameters stay as they are
-    module.__dict__["forward"] = forward
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
-def _scaled(module: Any, x: Tensor) -> Any:
-    factor = module.__dict__["_path_factor"]
-    weight = getattr(module, "weight", None)
-    scale = factor if weight is None else weight * factor
-    if isinstance(scale, Tensor) and isinstance(module, _PER_CHANNEL) and x.ndim > 1:
-        scale = scale.view(1, -1, *(1 for _ in range(x.ndim - 2)))
-    return x * scale
-
-
-def _softmax_dim(module: Any, x: Tensor) -> int:
-    if isinstance(module, nn.Softmax2d):
-        return -3
-    # torch's own choice where none is named
-    implicit = 0 if x.ndim in {0, 1, 3} else 1
-    return implicit if module.dim is None else int(module.dim)
-
-
 def _any(masks: Mapping[str, Tensor]) -> bool:
     return any(bool(mask.any()) for mask in masks.values())
-
-
-def _sum_pooled(module: Any, x: Tensor) -> Any:
-    dims = _MAX_POOLS.index(type(module)) + 1
-    sizes = (module.kernel_size, module.stride, module.padding)
-    if dims == 1:  # torch has no sum of one dimension; (1, k) windows are one
-        kernel, stride, padding = (_single(size) for size in sizes)
-        sizes, x = ((1, kernel), (1, stride), (0, padding)), x.unsqueeze(-2)
-    pool = functional.avg_pool3d if dims == 3 else functional.avg_pool2d
-    pooled = pool(x, *sizes, module.ceil_mode, divisor_override=1)
-    return pooled.squeeze(-2) if dims == 1 else pooled
-
-
-def _sum_adaptive(module: Any, x: Tensor) -> Any:
-    dims = _ADAPTIVE.index(type(module)) + 1
-    pooled = _ADAPTIVE_AVERAGES[dims](x, module.output_size)
-    for dim in range(-dims, 0):
-        old, new = x.shape[dim], pooled.shape[dim]
-        edges = [(i * old // new, -(-(i + 1) * old // new)) for i in range(new)]
-        counts = x.new_tensor([float(stop - start) for start, stop in edges])
-        pooled = pooled * counts.view(-1, *(1 for _ in range(-dim - 1)))
-    return pooled
-
-
-def _single(value: int | tuple[int]) -> int:
-    return value[0] if isinstance(value, tuple) else value
-
-
-def _number(value: int | tuple[int, ...]) -> int:
-    return max(value) if isinstance(value, tuple) else value
 
 
 def _is_bias(name: str) -> bool:

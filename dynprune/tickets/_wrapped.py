@@ -1,12 +1,12 @@
 """Models inside wrappers, and the names that their parameters have there."""
 
-import sys
 from collections.abc import Iterable
 
 from torch import Tensor, nn
 
 _PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-_PREFIXES = ("_orig_mod", "module")
+_COMPILED = "_orig_mod"
+_PREFIXES = (_COMPILED, "module")
 Named = tuple[tuple[str, Tensor], ...]
 
 
@@ -34,8 +34,8 @@ def layers(model: nn.Module) -> list[nn.Module]:
     inner: nn.Module | None = None
     if isinstance(model, _PARALLEL):
         inner = model.module
-    elif _is_compiled(model):
-        inner = model._modules["_orig_mod"]
+    elif _COMPILED in model._modules:
+        inner = model._modules[_COMPILED]
     return [model] if inner is None else [model, *layers(inner)]
 
 
@@ -62,10 +62,3 @@ def _inside(name: str, own: set[str]) -> str:
         if head not in _PREFIXES or not rest:
             return name
     return rest
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    # not imported for this: it takes seconds
-    known = sys.modules.get("torch._dynamo.eval_frame")
-    kind = getattr(known, "OptimizedModule", None)
-    return kind is not None and isinstance(model, kind)

@@ -23,6 +23,7 @@ from dynprune.system import (
     LossFn,
     OnCopies,
     check_data,
+    is_pair,
     length,
     read,
 )
@@ -234,7 +235,7 @@ class _Measure:
         return loss, torch.as_tensor(self._values(batch[1], outputs=outputs))
 
     def _has_metric(self, batch: Any) -> bool:
-        if self._metric is None or _is_pair(batch):
+        if self._metric is None or is_pair(batch):
             return self._metric is not None
         if not self._chosen:
             return False
@@ -245,7 +246,7 @@ class _Measure:
         )
 
     def _loss_and_outputs(self, batch: Any) -> tuple[Tensor, Any]:
-        if not _is_pair(batch):
+        if not is_pair(batch):
             raise InvalidInputError(
                 f"A batch of type {type(batch).__name__} is not a pair (x, y). Give "
                 "the problem a batch_loss for other batches."
@@ -257,10 +258,6 @@ class _Measure:
     def _metric_of(self, targets: Any, *, outputs: Any) -> Tensor:
         assert self._metric is not None
         return self._metric(outputs, targets)
-
-
-def _is_pair(batch: Any) -> bool:
-    return isinstance(batch, tuple | list) and len(batch) == 2
 
 
 def _is_default(metric: Metric | None, problem: object) -> bool:
