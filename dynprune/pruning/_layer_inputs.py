@@ -83,7 +83,7 @@ def moments(
         if not counts.get(layer.name):
             raise InvalidInputError(
                 f"No input of {layer.name!r} was seen: its module is never called. "
-                "Leave it out with GradientSystem(..., parameters=...), or use "
+                "Leave it out with GradientSystem(..., prunable=...), or use "
                 "pruning.obs."
             )
         if not all(bool(torch.isfinite(part).all()) for part in sums[layer.name]):

@@ -67,7 +67,7 @@ class Source:
             raise InvalidInputError(
                 f"A {type(conv).__name__} is called with output_size, which SparseGPT "
                 "cannot read. Set output_padding, or leave its weight out with "
-                "GradientSystem(..., parameters=...)."
+                "GradientSystem(..., prunable=...)."
             )
         x = x.reshape(-1, *x.shape[-len(conv.kernel_size) - 1 :])
         width = x[:1].numel() * math.prod(conv.kernel_size)
@@ -183,7 +183,7 @@ def layers_of(net: nn.Module, names: Sequence[str]) -> list[Layer]:
             raise InvalidInputError(
                 f"The weight {name!r} is applied by {what or 'no layer'}: it is not "
                 "one matrix on the inputs of a Linear, Conv, Conv1D or attention "
-                "layer. Leave it out with GradientSystem(..., parameters=...), or use "
+                "layer. Leave it out with GradientSystem(..., prunable=...), or use "
                 "pruning.obs."
             )
         groups, layout = kinds.pop()

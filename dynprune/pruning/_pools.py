@@ -137,7 +137,7 @@ class Pools:
                 raise InvalidInputError(
                     f"The rate of {part!r} is 0, and rule={rule!r} removes one weight "
                     "more than it is asked for, of every part. Pass rule='exact', or "
-                    "leave the weights out with GradientSystem(..., parameters=...)."
+                    "leave the weights out with GradientSystem(..., prunable=...)."
                 )
         ranks = {
             name: torch.arange(mask.numel(), dtype=torch.float64).view(mask.shape)

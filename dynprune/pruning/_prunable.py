@@ -32,7 +32,8 @@ def check_start(system: Any, seed: Any = 0) -> None:
 
     Warns:
         NumericalWarning: If weights of other layers than those that are pruned are left
-            out; once for each model, and not where ``parameters=`` chose.
+            out; once for each model, and not where ``parameters=`` or ``prunable=``
+            chose.
     """
     if not isinstance(system, GradientSystem):
         raise InvalidInputError(
@@ -77,7 +78,8 @@ def left_out(system: GradientSystem) -> tuple[str, ...]:
 def _say_what_stays(system: GradientSystem) -> None:
     model = system.model
     trainable = {n for n, part in model.named_parameters() if part.requires_grad}
-    if id(model) in _TOLD or trainable != set(system.names) or not system.prunable:
+    chosen = bool(system.requested) or trainable != set(system.names)
+    if chosen or id(model) in _TOLD or not system.prunable:
         return
     _TOLD[id(model)] = model
     stay = left_out(system)
@@ -86,11 +88,12 @@ def _say_what_stays(system: GradientSystem) -> None:
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     count = sum(math.prod(shapes[name]) for name in stay)
     more = f" and {len(stay) - 3} more" if len(stay) > 3 else ""
+    named = ", ".join([*map(repr, stay[:3]), *(["..."] if more else [])])
     warn(
         f"Left out of the prunable weights: {', '.join(stay[:3])}{more}, {count} "
         "weights that belong to no Linear, Conv or attention layer. They stay dense, "
-        "and no density counts them. To prune them put masks of your own on: "
-        "system.with_ticket(ticket).with_mask(ticket.masks | {name: mask})."
+        "and no density counts them. To prune them, too: "
+        f"GradientSystem(..., prunable=[*system.prunable, {named}])."
     )
 
 
@@ -107,7 +110,8 @@ def check_prunable(names: Collection[str]) -> None:
         raise InvalidInputError(
             "The system has no prunable weight (no weight of a Linear or Conv layer "
             "among its trainable parameters; one that a parametrisation computes is "
-            "none). Pass a model that has one, or select others."
+            "none). Pass a model that has one, select others, or name what is to be "
+            "pruned: GradientSystem(..., prunable=...)."
         )
 
 

@@ -52,12 +52,23 @@ def fans(system: GradientSystem) -> dict[str, int]:
 
     Returns:
         Name to the fan-in of the first layer that applies the weight.
+
+    Raises:
+        InvalidInputError: If no Linear, Conv or attention layer applies one of them,
+            as of those that ``prunable=`` asked for.
     """
     own: dict[str, Tensor] = dict(system.module.named_parameters())
     found: dict[int, int] = {}
     for module in system.module.modules():
         for weight, _, groups, layout in applied(module):
             found.setdefault(id(weight), inputs_per_output(weight, groups, layout))
+    unknown = [name for name in system.prunable if id(own[name]) not in found]
+    if unknown:
+        raise InvalidInputError(
+            f"The fan-in of {', '.join(unknown)} is not known: no Linear, Conv or "
+            "attention layer applies them. Leave them out (prunable=), or let "
+            "gem_miner keep the system's weights (weights='own')."
+        )
     return {name: found[id(own[name])] for name in system.prunable}
 
 

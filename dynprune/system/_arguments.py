@@ -177,27 +177,54 @@ def select(model: nn.Module, parameters: str | Sequence[str] | None) -> tuple[st
         )
     if parameters is None:
         return tuple(trainable)
-    patterns = _patterns(parameters)
-    missing = [one for one in patterns if not _matching(trainable, one)]
+    return _matched(model, trainable, parameters, what="parameters", kind="trainable")
+
+
+def select_prunable(
+    model: nn.Module, names: Sequence[str], prunable: str | Sequence[str] | None
+) -> tuple[str, ...]:
+    """Return the names of the parameters that are to be pruned on request.
+
+    Args:
+        model: The model.
+        names: Its selected parameters.
+        prunable: Glob pattern(s), or None.
+
+    Returns:
+        Those that a pattern matches, in the order of ``names``; none if None.
+
+    Raises:
+        InvalidInputError: If a pattern matches none.
+    """  # noqa: DOC502 - raised by _matched
+    if prunable is None:
+        return ()
+    return _matched(model, names, prunable, what="prunable", kind="selected")
+
+
+def _matched(
+    model: nn.Module, names: Sequence[str], given: object, *, what: str, kind: str
+) -> tuple[str, ...]:
+    patterns = _patterns(given, what)
+    missing = [one for one in patterns if not _matching(names, one)]
     if missing:
         asked = ", ".join(map(repr, missing))
         raise InvalidInputError(
-            f"No trainable parameter matches {asked}{_but(model, missing)}. Found: "
-            f"{', '.join(trainable)}."
+            f"No {kind} parameter matches {asked}{_but(model, missing)}. "
+            f"Found: {', '.join(names)}."
         )
     return tuple(
-        name for name in trainable if any(_matching([name], one) for one in patterns)
+        name for name in names if any(_matching([name], one) for one in patterns)
     )
 
 
-def _patterns(parameters: object) -> list[str]:
-    given = [parameters] if isinstance(parameters, str) else parameters
-    found = list(given) if isinstance(given, Iterable) else []
+def _patterns(given: object, what: str) -> list[str]:
+    several = [given] if isinstance(given, str) else given
+    found = list(several) if isinstance(several, Iterable) else []
     if not found or not all(isinstance(one, str) for one in found):
         kinds = sorted({type(one).__name__ for one in found})
         held = f" of {', '.join(kinds)}" if kinds else " without a name"
         raise InvalidInputError(
-            f"parameters is a {type(parameters).__name__}{held}. Pass a glob pattern "
+            f"{what} is a {type(given).__name__}{held}. Pass a glob pattern "
             "of parameter names ('fc1.*'), or a list of them."
         )
     return found

@@ -22,6 +22,7 @@ from dynprune.system._arguments import (
     own_masks,
     place_of,
     select,
+    select_prunable,
 )
 from dynprune.system._batches import BatchWeight, check_data, is_resident, length, read
 from dynprune.system._checks import check_loss
@@ -102,6 +103,9 @@ class GradientSystem:
         mask: Parameter name to boolean tensor, True = kept; P counts survivors.
         parameters: Glob pattern(s) that select trainable parameters by name; each
             matches at least one.
+        prunable: Glob pattern(s) of the selected parameters that pruners and tickets
+            count, score and mask, whatever their layer (``"lstm.weight_*"``), in place
+            of the weights of Linear, Conv and attention layers.
         l2: Coefficient of ½|θ|², per parameter squared; adds ``l2`` to every
             Hessian eigenvalue.
         batch_loss: ``(model, batch) -> mean loss`` for batches that are no (x, y).
@@ -150,6 +154,7 @@ class GradientSystem:
         *,
         mask: Mapping[str, Tensor] | None = None,
         parameters: str | Sequence[str] | None = None,
+        prunable: str | Sequence[str] | None = None,
         l2: float = 0.0,
         batch_loss: BatchLoss | None = None,
         batch_weight: BatchWeight | None = None,
@@ -170,6 +175,7 @@ class GradientSystem:
             self._loss = MeanLoss(copy.deepcopy(model).eval(), loss_fn, batch_loss)
             self._masks = own_masks(mask)
             self._selected = select(model, parameters)
+            self.requested = select_prunable(model, self._selected, prunable)
             chosen = dict(model.named_parameters())
             self.coordinates = Coordinates(
                 names=self._selected,
@@ -301,12 +307,16 @@ class GradientSystem:
         """Names of the selected weights of Linear, Conv, attention layers, each once.
 
         ``parameters=`` selects among them. An embedding tied to a Linear layer is that
-        layer's weight; biases, norms and other embeddings are never prunable. A weight
-        that a parametrisation computes is none either, which is said once.
+        layer's weight; biases, norms, other embeddings, weights of recurrent layers and
+        a module's own are prunable on request only: where ``prunable=`` was passed,
+        exactly what it matches is. A weight that a parametrisation computes is not
+        prunable, which is said once.
 
         Warns:
             NumericalWarning: If there is such a weight.
         """
+        if self.requested:
+            return self.requested
         left = computed_weights(self.module, self.names)
         if left and not self._told:
             self._told.append(True)

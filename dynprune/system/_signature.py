@@ -42,6 +42,7 @@ def signature(system: "GradientSystem", state: Tensor, data: str) -> dict[str, s
         ),
         **function_signature(system),
         "mask": hashes(system.masks) or "none",
+        "prunable on request": ", ".join(system.requested) or "none",
         "l2 coefficient": repr(system.l2),
         "data": data,
         **state_signature(system, state),

@@ -8,6 +8,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from dynprune.system import is_conv1d, weight_names
 
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
 UNKNOWN = (
     "layers are read as weights of shape (out, in, …): pass system= or model= for "
     "convolutions with groups, transposed ones and Hugging Face Conv1D"
@@ -19,8 +20,9 @@ class LayerForms:
     """Bring tensors of a weight's shape to (out, in, …), and back.
 
     A convolution with groups becomes the one without that computes the same, zeros
-    between its groups; a transposed convolution and ``transformers``' Conv1D, which
-    store the input first, are transposed.
+    between its groups; a transposed convolution, ``transformers``' Conv1D and an
+    embedding that is tied to no other layer, which store the input first, are
+    transposed.
 
     Args:
         model: Whose layers; None to take every tensor as it is.
@@ -30,7 +32,12 @@ class LayerForms:
         self._modules: dict[str, nn.Module] = {}
         if model is None:
             return
-        readers = {
+        tables = {
+            id(module.weight): module
+            for module in model.modules()
+            if isinstance(module, _TABLES)
+        }
+        readers: dict[int, nn.Module] = tables | {
             id(part): module
             for module in model.modules()
             for name, part in module.named_parameters(recurse=False)
@@ -96,7 +103,7 @@ class LayerForms:
 def _differs(module: nn.Module) -> bool:
     if isinstance(module, _ConvNd):
         return module.groups > 1 or isinstance(module, _ConvTransposeNd)
-    return is_conv1d(module)
+    return isinstance(module, _TABLES) or is_conv1d(module)
 
 
 def _block(index: int, size: int) -> slice:

@@ -1,4 +1,4 @@
-"""Weights that no pruner counts are named, and can be masked by hand."""
+"""Weights that no pruner counts are named, and can be masked by hand or on request."""
 
 import warnings
 
@@ -66,6 +66,17 @@ def test_what_stays_dense_is_named_once(prune):
 
 
 def test_the_advice_works():
+    system = system_of()
+    with pytest.warns(NumericalWarning) as said:
+        magnitude(system, density=0.5)
+    advice = str(said[0].message).rpartition(": ")[2].rstrip(".")
+    asked = eval(advice.replace("GradientSystem(..., ", "dict("), {"system": system})
+    chosen = system_of(**asked)
+    assert chosen.prunable == ("own", "first.weight", *RNN, "last.weight")
+    assert magnitude(chosen, density=0.5).prunable_size == 94
+
+
+def test_masks_of_ones_own_beside_a_ticket():
     system = system_of()
     with pytest.warns(NumericalWarning, match="Left out"):
         ticket = magnitude(system, density=0.5)
