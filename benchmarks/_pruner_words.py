@@ -231,7 +231,8 @@ def _in_common(informed: pd.DataFrame, density: float) -> str:
     beyond = informed.groupby(["method", "other"]).z.min() > stats.norm.ppf(0.9995)
     medians = informed.groupby(["method", "other"]).excess_overlap.mean()
     return (
-        f"At {100 * density:g} % two methods share on average {plain(by_seed)} "
+        f"At {100 * density:g} % two methods (random and ERK masks left out) share on "
+        f"average {plain(by_seed)} "
         f"({seeds_of(informed)}) of what they could share beyond chance (0 = "
         "independent masks with these layer densities, 1 = nested); the middle "
         f"half of the {len(medians)} pairs lies "

@@ -1,6 +1,6 @@
 """Whether the output of a masked network still depends on its input."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any
@@ -60,10 +60,10 @@ def dependence(
     the input is each floating-point tensor that the network is called with (labels and
     targets by keyword excepted), since only ``batch_loss`` knows the output. Integer
     inputs (token ids) count where they enter an ``nn.Embedding``: its output is
-    then what is differentiated by. Untestable are integer inputs that enter another
-    way, a ``batch_loss`` that never calls the network itself, a network that refuses
-    inputs with a derivative (``x.numpy()``) or such numbers, and systems over several
-    ranks, whose parts of the data differ.
+    then what is differentiated by, unless all of it is pruned. Untestable are integer
+    inputs that enter another way, a ``batch_loss`` that never calls the network itself,
+    a network that refuses inputs with a derivative (``x.numpy()``) or such numbers, and
+    systems over several ranks, whose parts of the data differ.
 
     Args:
         system: The system; left as it is.
@@ -97,10 +97,11 @@ def _passes(
     system: GradientSystem, masks: Mapping[str, Tensor], batch: Any, start: Start
 ) -> bool:
     values, buffers = _masked(system, masks), system.buffers
+    closed = _closed(system.module, masks)
     if start is not Start.OWN:
         _make_positive_(values, buffers, system, masks)
     try:
-        return _slope(system, values, buffers, batch, start)
+        return _slope(system, values, buffers, batch, start, closed)
     except torch.OutOfMemoryError:
         raise
     except Exception:
@@ -115,11 +116,12 @@ def _slope(
     buffers: Mapping[str, Tensor],
     batch: Any,
     start: Start,
+    closed: Collection[nn.Module],
 ) -> bool:
     with (
         isolated(0),
         torch.enable_grad(),
-        _differentiated(system.module, batch, start) as inputs,
+        _differentiated(system.module, batch, start, closed) as inputs,
     ):
         if system.batch_loss is None:
             output = system.forward(values, buffers, batch[0])
@@ -190,14 +192,29 @@ def _positive_like(tensor: Tensor, name: str) -> Tensor:
     return drawn.to(device=tensor.device, dtype=tensor.dtype)
 
 
+def _closed(net: nn.Module, masks: Mapping[str, Tensor]) -> set[nn.Module]:
+    # embeddings that are pruned whole: the output is differentiated by what leaves them
+    empty = {name for name, mask in masks.items() if not bool(mask.any())}
+    gone = {id(part) for name, part in net.named_parameters() if name in empty}
+    return {
+        module
+        for module in net.modules()
+        if isinstance(module, nn.Embedding)
+        and id(module._parameters.get("weight")) in gone
+    }
+
+
 @contextmanager
-def _differentiated(net: nn.Module, batch: Any, start: Start) -> Iterator[list[Tensor]]:
+def _differentiated(
+    net: nn.Module, batch: Any, start: Start, closed: Collection[nn.Module]
+) -> Iterator[list[Tensor]]:
     """Collect what enters a network, as leaves to differentiate by.
 
     Args:
         net: The network; it has hooks while the block runs.
         batch: What it will be called on.
         start: What shall enter: it, or random numbers instead.
+        closed: Embeddings whose output nothing enters by.
 
     Yields:
         A list that fills when the network is called.
@@ -228,7 +245,9 @@ def _differentiated(net: nn.Module, batch: Any, start: Start) -> Iterator[list[T
         }
         return pytree.tree_map(leaf, given), changed
 
-    def embeds(_: nn.Module, given: Any, named: dict[str, Any], output: Any) -> Any:
+    def embeds(own: nn.Module, given: Any, named: dict[str, Any], output: Any) -> Any:
+        if own in closed:
+            return output
         index = given[0] if given else named["input"]
         return leaf(output) if (index.data_ptr(), index.numel()) in ids else output
 

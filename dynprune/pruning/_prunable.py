@@ -88,13 +88,27 @@ def _say_what_stays(system: GradientSystem) -> None:
     shapes = dict(zip(system.names, system.coordinates.shapes, strict=True))
     count = sum(math.prod(shapes[name]) for name in stay)
     more = f" and {len(stay) - 3} more" if len(stay) > 3 else ""
-    named = ", ".join([*map(repr, stay[:3]), *(["..."] if more else [])])
+    named = ", ".join(map(repr, _patterns(system.module, stay)))
     warn(
         f"Left out of the prunable weights: {', '.join(stay[:3])}{more}, {count} "
         "weights that belong to no Linear, Conv or attention layer. They stay dense, "
         "and no density counts them. To prune them, too: "
         f"GradientSystem(..., prunable=[*system.prunable, {named}])."
     )
+
+
+def _patterns(net: nn.Module, names: Iterable[str]) -> list[str]:
+    # one for all weights of a recurrent layer
+    starts = [
+        f"{prefix}.weight_".lstrip(".")
+        for prefix, module in net.named_modules()
+        if isinstance(module, nn.RNNBase)
+    ]
+    found = (
+        next((start + "*" for start in starts if name.startswith(start)), name)
+        for name in names
+    )
+    return list(dict.fromkeys(found))
 
 
 def check_prunable(names: Collection[str]) -> None:
@@ -166,8 +180,8 @@ def check_others(system: GradientSystem) -> None:
             raise InvalidInputError(
                 f"{pruned} entries of {name!r}, which is no prunable weight, are "
                 "pruned already. Tickets hold masks of system.prunable only, and the "
-                "entries would come back. Pass system.with_mask({}) or one with masks "
-                "of those only, and put the others on afterwards: "
+                "entries would come back. Make the system with prunable=list(masks), "
+                "or pass system.with_mask({}) and put the others on afterwards: "
                 "system.with_ticket(ticket).with_mask(ticket.masks | others)."
             )
 

@@ -44,11 +44,12 @@ def fan_in(module: nn.Module) -> int:
     )
 
 
-def fans(system: GradientSystem) -> dict[str, int]:
+def fans(system: GradientSystem, *, instead: str = "") -> dict[str, int]:
     """Return the fan-in of every prunable weight.
 
     Args:
         system: The system.
+        instead: What else the user can do where one has none.
 
     Returns:
         Name to the fan-in of the first layer that applies the weight.
@@ -66,8 +67,7 @@ def fans(system: GradientSystem) -> dict[str, int]:
     if unknown:
         raise InvalidInputError(
             f"The fan-in of {', '.join(unknown)} is not known: no Linear, Conv or "
-            "attention layer applies them. Leave them out (prunable=), or let "
-            "gem_miner keep the system's weights (weights='own')."
+            f"attention layer applies them. Leave them out of prunable={instead}."
         )
     return {name: found[id(own[name])] for name in system.prunable}
 
@@ -89,7 +89,7 @@ def signed_weights(system: GradientSystem) -> dict[str, Tensor]:
     return {
         name: torch.where(state[name] < 0, -1.0, 1.0).to(state[name])
         * math.sqrt(2.0 / max(number, 1))
-        for name, number in fans(system).items()
+        for name, number in fans(system, instead=", or pass weights='own'").items()
     }
 
 

@@ -122,13 +122,13 @@ def sparsegpt(
     alive = survivors(system)
     state = system.unflatten(system.state)
     check_any(kept.numel() for kept in alive.values())
+    net = private_copy(system).eval()
+    layers = layers_of(net, [name for name, kept in alive.items() if kept.numel()])
     for name, kept in alive.items():
         check_room([kept.reshape(-1)], density, name)
         if not bool(state[name].any()):
             # what is all zero has no costs to choose by; equal weights have
             check_choice({name: state[name]}, {name: kept}, density, "layer")
-    net = private_copy(system).eval()
-    layers = layers_of(net, [name for name, kept in alive.items() if kept.numel()])
     weights = dict(net.named_parameters())
     found = {
         name: (kept, weights[name].detach())

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dynprune.core import Cost, InvalidInputError, NumericalWarning
+from dynprune.core import Cost, InvalidInputError, NumericalWarning, tensors_of
 from dynprune.pruning._collapse import Collapse
 from dynprune.pruning._count_rules import Rule
 from dynprune.pruning._example_count import example_count
@@ -303,20 +303,22 @@ def _ones(system: GradientSystem, example: Tensor | None) -> Tensor:
 
 def _first(batch: Any) -> Tensor:
     x = batch[0] if is_pair(batch) else None
+    found = [x] if isinstance(x, Tensor) else tensors_of(batch)
+    kinds = sorted({str(part.dtype) for part in found})
+    if found and not any(part.is_floating_point() for part in found):
+        raise InvalidInputError(
+            "SynFlow feeds ones of floating-point numbers, and the inputs are "
+            f"{', '.join(kinds)}: it is not defined for a network that takes indices, "
+            "such as tokens. Take another pruner, or a system of the part behind the "
+            "embedding. If the network takes floating-point numbers all the same, pass "
+            "example=torch.ones(1, ...) in the shape of its inputs."
+        )
     if not isinstance(x, Tensor) or x.ndim < 1:
         raise InvalidInputError(
             "SynFlow feeds ones in the shape of one example, and cannot tell which "
             f"entry of the first batch ({type(batch).__name__}) the network takes. "
             "Pass example=, that entry of one example with its batch dimension, "
             "shape (1, ...)."
-        )
-    if not x.is_floating_point():
-        raise InvalidInputError(
-            "SynFlow feeds ones of floating-point numbers, and the inputs are "
-            f"{x.dtype}: it is not defined for a network that takes indices, such as "
-            "tokens. Take another pruner, or a system of the part behind the "
-            "embedding. If the network takes floating-point numbers all the same, pass "
-            "example=torch.ones(1, ...) in the shape of its inputs."
         )
     return x
 

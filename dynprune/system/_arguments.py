@@ -13,6 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from dynprune.core import InvalidInputError, whole
+from dynprune.system._prunable import computed_weights
 
 
 def own_masks(mask: Mapping[str, Tensor] | None) -> tuple[tuple[str, Tensor], ...]:
@@ -72,6 +73,7 @@ def check_arguments(
         )
     _check_values(model)
     _check_copies(model)
+    _check_tables(model)
     if loss_fn is None and batch_loss is None:
         raise InvalidInputError(
             "No loss was given. Pass loss_fn(outputs, targets), or batch_loss(model, "
@@ -120,6 +122,21 @@ def _check_values(model: nn.Module) -> None:
             f"Without values, on the meta device: {', '.join(empty)}. Make the model "
             "on a device, or give it values: model.to_empty(device='cpu'), then "
             "load_state_dict(...)."
+        )
+
+
+def _check_tables(model: nn.Module) -> None:
+    tables = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        and module.max_norm is not None
+    ]
+    if tables:
+        raise InvalidInputError(
+            f"Embeddings with max_norm ({', '.join(tables)}) rewrite their weights in "
+            "every forward pass, so that the loss is no function of them. Make them "
+            "with max_norm=None."
         )
 
 
@@ -182,7 +199,7 @@ def select(model: nn.Module, parameters: str | Sequence[str] | None) -> tuple[st
 
 def select_prunable(
     model: nn.Module, names: Sequence[str], prunable: str | Sequence[str] | None
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of the parameters that are to be pruned on request.
 
     Args:
@@ -191,14 +208,18 @@ def select_prunable(
         prunable: Glob pattern(s), or None.
 
     Returns:
-        Those that a pattern matches, in the order of ``names``; none if None.
+        Those that a pattern matches, in the order of ``names``, and the names of
+        weights that it matches but that are computed of others; none if None.
 
     Raises:
         InvalidInputError: If a pattern matches none.
     """  # noqa: DOC502 - raised by _matched
     if prunable is None:
-        return ()
-    return _matched(model, names, prunable, what="prunable", kind="selected")
+        return (), ()
+    found = _matched(model, names, prunable, what="prunable", kind="selected")
+    computed = computed_weights(model, names)
+    patterns = _patterns(prunable, "prunable")
+    return found, tuple(n for n in computed if any(_matching([n], p) for p in patterns))
 
 
 def _matched(
@@ -231,7 +252,8 @@ def _patterns(given: object, what: str) -> list[str]:
 
 
 def _matching(names: Iterable[str], pattern: str) -> list[str]:
-    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    # a name may hold brackets, and stands for itself all the same
+    return [n for n in names if n == pattern or fnmatch.fnmatchcase(n, pattern)]
 
 
 def _but(model: nn.Module, patterns: Sequence[str]) -> str:
@@ -242,6 +264,11 @@ def _but(model: nn.Module, patterns: Sequence[str]) -> str:
         if not part.requires_grad
         else f"{name} is tied to {own[id(part)]}, which is its name here"
         for name, part in model.named_parameters(remove_duplicate=False)
+        if any(_matching([name], one) for one in patterns)
+    ]
+    said += [
+        f"{name} is computed of other parameters"
+        for name in computed_weights(model, list(own.values()))
         if any(_matching([name], one) for one in patterns)
     ]
     return f" ({'; '.join(said)})" if said else ""

@@ -105,7 +105,9 @@ class GradientSystem:
             matches at least one.
         prunable: Glob pattern(s) of the selected parameters that pruners and tickets
             count, score and mask, whatever their layer (``"lstm.weight_*"``), in place
-            of the weights of Linear, Conv and attention layers.
+            of the weights of Linear, Conv and attention layers. What belongs to a
+            parametrisation is masked itself, not the weight that is computed of it.
+            Channels (``early_bird``) go with all that belongs to them.
         l2: Coefficient of ½|θ|², per parameter squared; adds ``l2`` to every
             Hessian eigenvalue.
         batch_loss: ``(model, batch) -> mean loss`` for batches that are no (x, y).
@@ -172,10 +174,13 @@ class GradientSystem:
             self.microbatch = microbatch
             self.l2 = float(l2)
             self.kept_in_eval = _kept_in_eval(model)
-            self._loss = MeanLoss(copy.deepcopy(model).eval(), loss_fn, batch_loss)
+            net = copy.deepcopy(model).eval()
+            self.sparse = _make_dense_(net)
+            self._loss = MeanLoss(net, loss_fn, batch_loss)
             self._masks = own_masks(mask)
             self._selected = select(model, parameters)
-            self.requested = select_prunable(model, self._selected, prunable)
+            asked, computed = select_prunable(model, self._selected, prunable)
+            self.requested, self._computed = asked, computed
             chosen = dict(model.named_parameters())
             self.coordinates = Coordinates(
                 names=self._selected,
@@ -315,9 +320,9 @@ class GradientSystem:
         Warns:
             NumericalWarning: If there is such a weight.
         """
-        if self.requested:
-            return self.requested
-        left = computed_weights(self.module, self.names)
+        left = self._computed
+        if not self.requested:
+            left = computed_weights(self.module, self.names)
         if left and not self._told:
             self._told.append(True)
             warnings.warn(
@@ -326,7 +331,7 @@ class GradientSystem:
                 NumericalWarning,
                 stacklevel=2,
             )
-        return prunable_weights(self.module, self.names)
+        return self.requested or prunable_weights(self.module, self.names)
 
     @property
     def state(self) -> Tensor:
@@ -695,8 +700,14 @@ class GradientSystem:
             A system whose coordinates are the ticket's survivors.
 
         Raises:
-            InvalidInputError: If the ticket's names or shapes are not the model's.
-        """  # noqa: DOC502 - raised by the parts
+            InvalidInputError: If it is no ticket, or its names or shapes are not the
+                model's.
+        """
+        if not all(hasattr(ticket, part) for part in ("masks", "state", "buffers")):
+            raise InvalidInputError(
+                f"ticket is a {type(ticket).__name__}. Pass a dynprune.Ticket; masks "
+                "alone go to with_mask."
+            )
         state = ticket.state
         twin = self.with_mask(ticket.masks).with_state(state, buffers=ticket.buffers)
         twin._freeze({n: v for n, v in state.items() if n not in self.names})
@@ -839,6 +850,16 @@ class GradientSystem:
         kind = type(self.module).__name__
         ranks = "" if self._ranks.group is None else f", {self._ranks.count} ranks"
         return f"GradientSystem({kind}, P={self.size}, {self.dtype}{masked}{ranks})"
+
+
+def _make_dense_(net: nn.Module) -> tuple[str, ...]:
+    # a gradient by the coordinates is dense; training makes tables sparse again
+    found = []
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            module.sparse = False
+            found.append(name)
+    return tuple(found)
 
 
 def _kept_in_eval(model: nn.Module) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dynprune.core import InvalidInputError
 from dynprune.tickets._apply import differences, listed
+from dynprune.tickets._given import check_tickets
 from dynprune.tickets._ticket import Ticket
 
 Choice = Literal["same", "first", "second"]
@@ -114,6 +115,7 @@ def complement(ticket: Ticket) -> Ticket:
         >>> complement(Ticket.make(kept, {"w": torch.ones(2)})).masks
         {'w': tensor([False,  True])}
     """  # noqa: DOC502 - raised by _check_kept
+    check_tickets(ticket=ticket)
     masks = {name: ~mask for name, mask in ticket.mask_items}
     _check_kept("complement of a ticket", masks)
     made = ticket.provenance
@@ -126,6 +128,7 @@ def complement(ticket: Ticket) -> Ticket:
 
 
 def _pairs(a: Ticket, b: Ticket) -> list[tuple[str, Tensor, Tensor]]:
+    check_tickets(a=a, b=b)
     own, other = dict(a.mask_items), dict(b.mask_items)
     for what, first, second in (
         ("masks", own, other),

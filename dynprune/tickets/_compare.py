@@ -186,7 +186,7 @@ def compare(
             buffers=buffers,
             progress=progress,
         )
-        first = tickets[0].mask_items[0][0]
+        first = measures.forms.first(dict(tickets[0].mask_items))
         readings += [
             trained_locality(
                 trained_weight(run, first),

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from dynprune.tickets._chain import chain_effective
+from dynprune.tickets._given import check_model, check_tickets
 from dynprune.tickets._path_network import PathNetwork, check_example
 from dynprune.tickets._ticket import Ticket
 
@@ -26,7 +27,8 @@ def effective_density(
     have signs, such as attention, the condition is ≠ 0. A unit of a constant value,
     such as a sigmoid of 0, starts no path into a Linear or Conv module. Layers whose
     weights have no slope, pruned or not, because of a clamp, a maximum or a choice are
-    refused; a gate that is 0 without its bias closes its paths.)
+    refused; a gate that is 0 without its bias closes its paths. Masked biases, shifts
+    of norms and slopes of activation modules lie on no path and count as kept.)
     Without a model the masks are read as a chain of Linear and Conv layers in their
     order, by boolean reachability of units. **That is wrong where layers are joined
     otherwise**, e.g. by a skip connection, or store their weights otherwise than (out,
@@ -65,6 +67,9 @@ def effective_density(
         >>> effective_density(ticket)  # the second hidden unit leads nowhere
         {'all': 0.5, 'a': 0.5, 'b': 0.5}
     """  # noqa: DOC502 - raised by the parts
+    check_tickets(ticket=ticket)
+    if model is not None:
+        check_model(model)
     masks = dict(ticket.mask_items)
     if model is None:
         alive = chain_effective(masks)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dynprune.core import InvalidInputError
 from dynprune.tickets._apply import differences
 from dynprune.tickets._blocks import Stages, check_stages, find_stages
+from dynprune.tickets._given import check_model, check_tickets
 from dynprune.tickets._mapping import (
     Mapped,
     Method,
@@ -80,6 +81,8 @@ def stretch(
         >>> list(stretch(ticket, large).masks)
         ['stage1_block2.conv1.weight', 'stage1_block3.conv1.weight']
     """  # noqa: DOC502 - raised by the checks
+    check_tickets(ticket=ticket)
+    check_model(model)
     source, target = _stages(ticket, model, blocks, source_blocks)
     depths = [len(stage) for stage in source], [len(stage) for stage in target]
     _check_depths("stretch", *depths)
@@ -132,6 +135,8 @@ def squeeze(
         >>> squeeze(ticket, small)
         Ticket(density=1, kept=144 of 144, made_by='tickets.squeeze')
     """  # noqa: DOC502 - raised by the checks
+    check_tickets(ticket=ticket)
+    check_model(model)
     source, target = _stages(ticket, model, blocks, source_blocks)
     depths = [len(stage) for stage in source], [len(stage) for stage in target]
     _check_depths("squeeze", *depths)

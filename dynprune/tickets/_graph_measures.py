@@ -8,6 +8,7 @@ from torch import nn
 
 from dynprune.core import InvalidInputError, Provenance, whole
 from dynprune.tickets._apply import check_masks
+from dynprune.tickets._given import check_model, check_tickets
 from dynprune.tickets._layer_forms import LayerForms
 from dynprune.tickets._ramanujan import ramanujan
 from dynprune.tickets._relational_graph import (
@@ -137,6 +138,9 @@ def graph_measures(
         >>> round(found.ramanujan_r[0], 5)  # complete: λ₂ = 0
         4.56048
     """
+    check_tickets(ticket=ticket)
+    if model is not None:
+        check_model(model)
     groups = whole(groups, name="groups")
     if groups < 3:
         raise InvalidInputError(

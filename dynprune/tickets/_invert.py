@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dynprune.core import InvalidInputError, derive_seed, generator
 from dynprune.tickets._apply import differences
+from dynprune.tickets._given import check_tickets
 from dynprune.tickets._ticket import Ticket
 
 
@@ -48,6 +49,7 @@ def invert(
         >>> invert(ticket, {"w": torch.tensor([3.0, 1.0, 2.0])}).masks["w"]
         tensor([False,  True, False])
     """  # noqa: DOC502 - raised by _check
+    check_tickets(ticket=ticket)
     if scores is not None:
         _check(ticket, scores)
     inverted = []

@@ -1,5 +1,6 @@
 """Weights as matrices from input to output, however a layer stores them."""
 
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -32,8 +33,9 @@ class LayerForms:
         self._modules: dict[str, nn.Module] = {}
         if model is None:
             return
+        # not by attribute: a parametrisation computes it, and may change its buffers
         tables = {
-            id(module.weight): module
+            id(module._parameters.get("weight")): module
             for module in model.modules()
             if isinstance(module, _TABLES)
         }
@@ -48,6 +50,20 @@ class LayerForms:
             for name, part in model.named_parameters()
             if id(part) in readers
         }
+
+    def first(self, masks: Mapping[str, Tensor]) -> str:
+        """Return which weight the input of the network meets first.
+
+        Args:
+            masks: Name to tensor, at least one, in the order of the network.
+
+        Returns:
+            The first weight of a layer; without a model, or if it has none of them,
+            the first matrix, or else the first of all.
+        """
+        known = (name for name in masks if name in self._modules)
+        matrices = (name for name, mask in masks.items() if mask.ndim > 1)
+        return next(known, next(matrices, next(iter(masks))))
 
     def straight(self, name: str, value: Tensor) -> Tensor:
         """Return a mask or a weight as (out, in, …).

@@ -143,7 +143,7 @@ class TicketMeasures:
         return {("path_norm", ALL): norm}
 
     def _locality(self, ticket: Ticket, state: dict[str, Tensor]) -> Values:
-        name = ticket.mask_items[0][0]
+        name = self.forms.first(dict(ticket.mask_items))
         return {("locality", name): locality(self.forms.straight(name, state[name]))}
 
     def _curvature(self, ticket: Ticket) -> Values:

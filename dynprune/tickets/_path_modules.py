@@ -65,6 +65,13 @@ class PathModules:
         self._net = net
         # whether products of weights count, or connections alone
         self.counts = True
+        #: Parameters of activation modules, which pass their input.
+        self.passed = {
+            f"{prefix}.{name}".lstrip(".")
+            for prefix, module in net.named_modules()
+            if isinstance(module, _PASSED)
+            for name, _ in module.named_parameters(recurse=False)
+        }
         self._linearise_()
         self.changes = InputChanges(net)
 

@@ -82,7 +82,9 @@ class PathNetwork:
         With R the sum of the outputs, times random positive numbers (the plain sum of a
         softmax is 1), on a random positive input, a kept weight is effective iff
         :math:`\partial R / \partial w \ne 0`; of a linear layer only that part of the
-        slope counts which is by what changes with the input of the network. Where no
+        slope counts which is by what changes with the input of the network. Biases,
+        shifts of norms and slopes of activation modules lie on no path, and are as
+        effective as they are kept. Where no
         slope is other than 0, it is tried again with smaller weights and without masks,
         to tell a network that the masks cut from one whose functions saturate.
 
@@ -209,7 +211,7 @@ class PathNetwork:
                 total, weights, allow_unused=True, materialize_grads=True
             )
         return {
-            name: mask.cpu() & (slope != 0).cpu()
+            name: mask.cpu() & ((slope != 0).cpu() | self._lies_on_none(name))
             for (name, mask), slope in zip(masks.items(), slopes, strict=True)
         }
 
@@ -309,6 +311,9 @@ class PathNetwork:
                     why="A shift or a difference inside a rectifier has none",
                 )
             )
+
+    def _lies_on_none(self, name: str) -> bool:
+        return _is_bias(name) or name in self._modules.passed
 
     def _drawn(self) -> dict[str, Tensor]:
         draw = generator(0)

@@ -6,6 +6,7 @@ from torch import nn
 
 from dynprune.core import InvalidInputError
 from dynprune.tickets._apply import check_same
+from dynprune.tickets._given import check_model, check_tickets
 from dynprune.tickets._path_network import PathNetwork, check_example
 from dynprune.tickets._ticket import Ticket
 
@@ -60,6 +61,8 @@ def path_norm(
         >>> path_norm(ticket, net, example=torch.zeros(1, 1))  # 3·4 + 2·5
         22.0
     """
+    check_tickets(ticket=ticket)
+    check_model(model)
     if power not in {1, 2}:
         raise InvalidInputError(
             f"A path norm of power {power} was asked for. Pass 1 or 2."

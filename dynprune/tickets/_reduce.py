@@ -9,6 +9,7 @@ from dynprune.tickets._channels import Channels
 from dynprune.tickets._dense import to_dense
 from dynprune.tickets._export_results import Export, size
 from dynprune.tickets._follow import follow
+from dynprune.tickets._given import check_keep, check_model, check_tickets
 from dynprune.tickets._same_outputs import compared, outputs
 from dynprune.tickets._shrink import weight_of
 from dynprune.tickets._sparse import exported
@@ -61,6 +62,8 @@ def reduce(ticket: Ticket, model: nn.Module, *, example: Example) -> Export:
         >>> reduce(ticket, net, example=torch.ones(1, 3)).module[0]
         Linear(in_features=3, out_features=2, bias=True)
     """  # noqa: DOC502 - raised by to_dense and follow
+    check_tickets(ticket=ticket)
+    check_model(model)
     dense = to_dense(ticket.mask_items, model)
     modes = {name: part.training for name, part in dense.named_modules()}
     before = outputs(dense.eval(), example)
@@ -122,6 +125,8 @@ def remove_units(
         >>> remove_units(net, keep, example=torch.ones(1, 3))[2]
         Linear(in_features=3, out_features=2, bias=True)
     """  # noqa: DOC502 - raised by follow and without
+    check_model(model)
+    check_keep(keep)
     made = copy.deepcopy(model)
     modes = {name: part.training for name, part in made.named_modules()}
     channels: Channels = follow(made.eval(), example)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from dynprune.tickets._apply import check_same
+from dynprune.tickets._given import check_tickets
 from dynprune.tickets._ticket import Ticket
 
 
@@ -39,6 +40,7 @@ def reinitialise(
         >>> reinitialise(ticket, {"w": torch.ones(2)}).masked_state
         {'w': tensor([1., 0.])}
     """  # noqa: DOC502 - raised by check_same
+    check_tickets(ticket=ticket)
     check_same("parameters", dict(ticket.state_items), state)
     own = dict(ticket.buffer_items)
     if buffers is not None:

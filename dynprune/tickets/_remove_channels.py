@@ -23,6 +23,7 @@ from dynprune.tickets._channel_rules import has_channels
 from dynprune.tickets._channels import Channels
 from dynprune.tickets._follow import CATS, Walk
 from dynprune.tickets._function_rules import reads_batch_size
+from dynprune.tickets._given import check_keep, check_model
 from dynprune.tickets._network import pack_network, placed, unpack_network
 from dynprune.tickets._same_outputs import compared, outputs
 from dynprune.tickets._shrink import kept_weight, shrink_, shrink_channelwise_
@@ -173,6 +174,8 @@ def remove_channels(
         >>> small.get_submodule("2")
         Linear(in_features=3, out_features=2, bias=True)
     """  # noqa: DOC502 - some are raised by the parts
+    check_model(model)
+    check_keep(keep)
     made = copy.deepcopy(model)
     modes = {name: part.training for name, part in made.named_modules()}
     zeros = {name: _checked(made, name, mask) for name, mask in keep.items()}

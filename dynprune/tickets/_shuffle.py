@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from dynprune.core import derive_seed, generator
+from dynprune.tickets._given import check_tickets
 from dynprune.tickets._ticket import Ticket
 
 
@@ -32,6 +33,7 @@ def shuffle(ticket: Ticket, *, seed: int = 0) -> Ticket:
         >>> shuffle(ticket, seed=1).kept
         2
     """
+    check_tickets(ticket=ticket)
     shuffled = []
     for name, mask in ticket.mask_items:
         draw = generator(derive_seed("tickets.shuffle", seed, name))

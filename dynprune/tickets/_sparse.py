@@ -10,6 +10,7 @@ from dynprune.core import InvalidInputError, Provenance
 from dynprune.tickets._apply import listed
 from dynprune.tickets._dense import to_dense
 from dynprune.tickets._export_results import Export, size
+from dynprune.tickets._given import check_tickets
 from dynprune.tickets._network import placed
 from dynprune.tickets._same_outputs import compared, outputs
 from dynprune.tickets._sparse_linear import Layout, SparseLinear, is_linear
@@ -67,6 +68,7 @@ def to_sparse(
         >>> to_sparse(ticket, net).module[0]
         SparseLinear(8, 4, kept=4, layout='csr')
     """
+    check_tickets(ticket=ticket)
     if layout not in {"csr", "coo"}:
         raise InvalidInputError(f"layout is {layout!r}. Pass 'csr' or 'coo'.")
     made = to_dense(ticket.mask_items, model)

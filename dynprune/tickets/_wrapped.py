@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from dynprune.tickets._given import check_model
+
 _PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 _COMPILED = "_orig_mod"
 _PREFIXES = (_COMPILED, "module")
@@ -30,7 +32,11 @@ def layers(model: nn.Module) -> list[nn.Module]:
 
     Returns:
         At least the model.
-    """
+
+    Raises:
+        InvalidInputError: If it is no module.
+    """  # noqa: DOC502 - raised by check_model
+    check_model(model)
     inner: nn.Module | None = None
     if isinstance(model, _PARALLEL):
         inner = model.module

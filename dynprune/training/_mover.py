@@ -57,6 +57,9 @@ class Mover:
         self.device = system.device
         self._l2 = system.l2
         self.net = system.set_mode_(copy.deepcopy(system.module), training=training)
+        for name in system.sparse:  # SparseAdam takes no other gradients
+            table: Any = self.net.get_submodule(name)
+            table.sparse = True
         self._kept_in_eval = list(system.kept_in_eval) if training else []
         own: dict[str, Tensor] = dict(self.net.named_parameters())
         for parameter in own.values():
@@ -135,7 +138,7 @@ class Mover:
         finally:
             self._pruned = pruned
         found = {
-            name: torch.zeros_like(part) if part.grad is None else part.grad.clone()
+            name: torch.zeros_like(part) if part.grad is None else _dense(part.grad)
             for name, part in self._named.items()
         }
         for part in self.parameters:
@@ -162,8 +165,11 @@ class Mover:
                 steady = kept
                 if id(weight) in before:
                     steady = kept & before[id(weight)].bool()
-                for value in self.optimizer.state.get(weight, {}).values():
+                kept_by = self.optimizer.state.get(weight, {})
+                for key, value in kept_by.items():
                     if isinstance(value, Tensor) and value.shape == weight.shape:
+                        if value.layout != torch.strided:  # of sparse gradients
+                            value = kept_by[key] = value.to_dense()
                         value.masked_fill_(~steady, 0)
                 after[id(weight)] = _like(weight, kept)
         self._pruned = [
@@ -272,6 +278,10 @@ class Mover:
 def _like(weight: Tensor, mask: Tensor) -> Tensor:
     # in the weight's memory format, too: a fused product of all masks needs that
     return torch.empty_like(weight, requires_grad=False).copy_(mask)
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.clone() if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def _mean_loss(net: nn.Module, system: GradientSystem) -> Callable[[Any], Tensor]:

@@ -173,7 +173,8 @@ class StackedMover:
             Shape ``(R,)``.
         """
         found = [
-            torch.isfinite(part.detach()).flatten(1).all(1) for part in self.parameters
+            torch.isfinite(part.detach()).view(len(part), -1).all(1)
+            for part in self.parameters
         ]
         return torch.stack(found).all(0)
 
@@ -191,7 +192,7 @@ class StackedMover:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad.add_(parameter, alpha=self._l2)
-            squares += parameter.flatten(1).square().sum(1)
+            squares += parameter.reshape(len(parameter), -1).square().sum(1)
         return values + 0.5 * self._l2 * squares
 
 

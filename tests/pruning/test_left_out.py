@@ -34,10 +34,10 @@ class Recurrent(nn.Module):
         return self.last(self.norm(self.rnn(h)[0]).mean(1) @ self.own)
 
 
-def system_of(**kwargs) -> GradientSystem:
+def system_of(make=Recurrent, **kwargs) -> GradientSystem:
     with torch.random.fork_rng():
         torch.random.default_generator.manual_seed(0)
-        net = Recurrent().double()
+        net = make().double()
     return GradientSystem(net, CE, classes(12, 6, 3), **kwargs)
 
 
@@ -65,15 +65,26 @@ def test_what_stays_dense_is_named_once(prune):
     prune(system.with_state(system.state), density=0.8)  # it was said of this model
 
 
-def test_the_advice_works():
-    system = system_of()
-    with pytest.warns(NumericalWarning) as said:
+class Deep(Recurrent):
+    """Two layers in both directions: eight weights of one module."""
+
+    def __init__(self):
+        Recurrent.__init__(self)
+        self.rnn = nn.LSTM(5, 2, 2, bidirectional=True, batch_first=True)
+
+
+@pytest.mark.parametrize("make", [Recurrent, Deep])
+def test_the_advice_works(make):
+    system = system_of(make)
+    with pytest.warns(NumericalWarning, match="Left out") as said:
         magnitude(system, density=0.5)
     advice = str(said[0].message).rpartition(": ")[2].rstrip(".")
     asked = eval(advice.replace("GradientSystem(..., ", "dict("), {"system": system})
-    chosen = system_of(**asked)
-    assert chosen.prunable == ("own", "first.weight", *RNN, "last.weight")
-    assert magnitude(chosen, density=0.5).prunable_size == 94
+    chosen = system_of(make, **asked)
+    names = [n for n in chosen.names if "rnn.weight" in n]
+    assert len(names) == (2 if make is Recurrent else 8)
+    assert chosen.prunable == ("own", "first.weight", *names, "last.weight")
+    assert set(magnitude(chosen, density=0.5).masks) == set(chosen.prunable)
 
 
 def test_masks_of_ones_own_beside_a_ticket():

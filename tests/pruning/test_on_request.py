@@ -7,8 +7,10 @@ import pytest
 import torch
 from problems import classes, small_net
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
-from dynprune.core import InvalidInputError
+from dynprune.core import InvalidInputError, NumericalWarning
+from dynprune.operators import HessianOperator
 from dynprune.pruning import (
     early_bird,
     edge_popup,
@@ -31,6 +33,7 @@ from dynprune.pruning import (
     snip_scores,
     sparse_evolution,
     sparsegpt,
+    synflow,
     synflow_scores,
 )
 from dynprune.system import GradientSystem
@@ -217,19 +220,108 @@ def test_synflow_flows_through_a_recurrent_layer():
         torch.testing.assert_close(scores[name], expected, rtol=1e-9, atol=0)
 
 
+class Bracketed(nn.Module):
+    """A parameter whose name is a pattern that does not match itself."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.own = nn.ParameterDict({"w[0]": torch.ones(3)})
+        self.last = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.last(x) * self.own["w[0]"]
+
+
+def test_names_with_brackets_and_computed_weights():
+    data = classes(12, 3, 3)
+    asked = ["own.w[0]", "last.bias"]
+    system = GradientSystem(Bracketed().double(), CE, data, prunable=asked)
+    assert system.prunable == tuple(asked)
+    normed = nn.Sequential(weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3)).double()
+    with pytest.raises(InvalidInputError, match=r"0\.weight is computed of other"):
+        GradientSystem(normed, CE, data, prunable="0.weight")
+    system = GradientSystem(normed, CE, data, prunable="*.weight")
+    with pytest.warns(NumericalWarning, match=r"0\.weight, computed of"):
+        assert system.prunable == ("1.weight",)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        asked = GradientSystem(normed, CE, data, prunable="1.weight")
+        magnitude(asked, density=0.5)
+        magnitude(system_of(prunable="out.weight"), density=0.5)  # the LSTM stays
+
+
+def test_an_embedding_pruned_whole_cuts_the_network():
+    system = system_of()
+    scores = {n: s.abs() for n, s in system.unflatten(system.state).items()}
+    scores = {n: scores[n] * (1e-6 if "table" in n else 1.0) for n in NAMES}
+    with pytest.raises(InvalidInputError, match=r"no path of .*table"):
+        from_scores(system, scores, density=0.3)
+    with pytest.warns(NumericalWarning, match=r"no path of .*'table\.weight'"):
+        ticket = from_scores(system, scores, density=0.3, collapse="warn")
+    assert not ticket.masks["table.weight"].any()
+    scores["table.weight"].view(-1)[0] = 10.0
+    kept = from_scores(system, scores, density=0.3)  # one path is enough
+    assert int(kept.masks["table.weight"].sum()) == 1
+
+
+def test_sparse_embeddings_have_dense_gradients_and_sparse_optimisers():
+    dense, sparse = Reader().double(), Reader().double()
+    sparse.load_state_dict(dense.state_dict())
+    sparse.table.sparse = True
+    one, other = system_of(dense), system_of(sparse)
+    assert torch.equal(one.gradient(), other.gradient())
+    ones = torch.ones(one.size, dtype=torch.float64)
+    assert torch.equal(HessianOperator(one) @ ones, HessianOperator(other) @ ones)
+    for prune in ("obs", "obd", "rigl", "grasp"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            masks = [PRUNERS[prune](s, density=0.4).masks for s in (one, other)]
+        for name in NAMES:
+            assert torch.equal(masks[0][name], masks[1][name])
+    assert sparse.table.sparse
+    table = other.with_state(other.state)
+    recipe = Recipe(lambda p: torch.optim.SparseAdam(p, lr=0.1), steps=3)
+    own = GradientSystem(sparse, CE, other.data, parameters="table.weight")
+    assert not torch.equal(recipe(own).state, own.state)
+    assert table.sparse == ("table",)
+
+
+def test_embeddings_that_rewrite_themselves_are_refused():
+    net = nn.Sequential(nn.Embedding(9, 4, max_norm=1.0), nn.Flatten())
+    with pytest.raises(InvalidInputError, match=r"max_norm \(0\).*max_norm=None"):
+        system_of(net, prunable=None)
+
+
 def test_what_needs_a_layer_says_so():
     system = system_of()
     with pytest.raises(InvalidInputError, match=r"fan-in of own, table\.weight, .* is"):
         edge_popup(system, density=0.4, epochs=1)
-    with pytest.raises(InvalidInputError, match="let gem_miner keep"):
+    with pytest.raises(InvalidInputError, match="or pass weights='own'"):
         gem_miner(system, density=0.4, epochs=12)
-    with pytest.raises(InvalidInputError, match="'own' is applied by no layer"):
-        sparsegpt(system, density=0.4)
+    for asked in (ASKED, "*"):
+        with pytest.raises(InvalidInputError, match="'own' is applied by no layer"):
+            sparsegpt(system_of(prunable=asked), density=0.4)
+    other = Reader().double()
+    other.own.requires_grad_(False)
+    both = {"ids": system.data[0], "y": system.data[1]}
+    named = GradientSystem(
+        other,
+        None,
+        [both],
+        prunable="out.weight",
+        batch_loss=lambda net, batch: CE(net(batch["ids"]), batch["y"]),
+    )
+    with pytest.raises(InvalidInputError, match="not defined for a network that takes"):
+        synflow(named, density=0.5)
 
 
-def test_tickets_of_them_travel():
+def test_tickets_of_them_travel(tmp_path):
     system = system_of()
-    ticket = magnitude(system, density=0.4)
+    made = magnitude(system, density=0.4)
+    made.save(tmp_path / "ticket.safetensors")
+    ticket = Ticket.load(tmp_path / "ticket.safetensors")
+    for name, mask in made.masks.items():
+        assert torch.equal(ticket.masks[name], mask)
     pruned = ticket.to_torch_prune(copy.deepcopy(system.model))
     back = Ticket.from_torch_prune(pruned)
     assert back.masks.keys() == ticket.masks.keys()
@@ -258,21 +350,34 @@ def test_comparison_reads_a_table_from_tokens_to_units():
     rows = frame[(frame.layer == "out.bias") & (frame.measure == "hamming")]
     masks = tickets["a"].masks["out.bias"], tickets["b"].masks["out.bias"]
     assert len(rows) == 1
+    (place,) = {row.layer for row in frame.itertuples() if row.measure == "locality"}
+    assert place == "table.weight"
     assert rows.value.item() == float((masks[0] != masks[1]).double().mean())
 
 
 def test_sanity_checks_shuffle_them():
     system = system_of()
     ticket = magnitude(system, density=0.4)
+    seen = []
+
+    def train(masked, **kwargs):
+        seen.append(masked.masks)
+        return RECIPE(masked, **kwargs)
+
     found = sanity_check(
         ticket,
         system,
-        train=RECIPE,
+        train=train,
         seeds=(0, 1),
         held_out=system.data,
         make_model=lambda seed: Reader().double(),
     )
-    assert "shuffled" in found.summary()
+    assert found.seeds == (0, 1)
+    for name, mask in ticket.masks.items():
+        assert {int(masks[name].sum()) for masks in seen} == {int(mask.sum())}
+    whole = ("table.weight", "rnn.weight_hh_l0", "own")
+    for name in whole:  # the ticket's own, its shuffles, and others
+        assert len({tuple(masks[name].reshape(-1).tolist()) for masks in seen}) > 2
 
 
 def test_choosing_the_default_changes_nothing():

@@ -149,6 +149,7 @@ def changed(name, odd):
         "dtype": dict(model=small_net().float() if odd else small_net()),
         "mask": dict(mask={"0.weight": MASK["0.weight"].flip(1)} if odd else MASK),
         "frozen": dict(model=frozen),
+        "prunable": dict(prunable="0.*" if odd else "2.*"),
         "buffers": dict(model=norm, mask=None),
         "l2": dict(l2=0.2 if odd else 0.1),
         "loss": dict(
@@ -178,6 +179,7 @@ REFUSED = {
     "activation": ["differ in the model", "rank 1", "ReLU"],
     "dtype": ["differ in the parameters", "float32"],
     "mask": ["differ in the mask", "rank 1"],
+    "prunable": ["differ in the prunable on request", "rank 1 0.weight, 0.bias"],
     "frozen": ["differ in the frozen parameters", "2.weight="],
     "buffers": ["differ in the buffers", "1.running_mean="],
     "l2": ["differ in the l2 coefficient", "ranks 0, 2 0.1; rank 1 0.2"],

@@ -14,14 +14,25 @@ from dynprune.tasks import Problem
 from dynprune.tickets import (
     Ticket,
     compare,
+    complement,
     effective_density,
     error_barrier,
     graph_measures,
+    invert,
+    path_norm,
+    reduce,
+    reinitialise,
+    remove_channels,
+    remove_units,
+    shuffle,
     stretch,
+    to_sparse,
+    union,
 )
 from dynprune.training import Recipe, train_many
 
 CE = nn.functional.cross_entropy
+X = torch.ones(1, 3)
 
 
 def make(seed=0):
@@ -127,6 +138,53 @@ CASES = {
     "NumPy": (
         lambda g: Ticket.make({"w": np.ones(3, bool)}, {"w": np.ones(3)}),
         "'w' was given to a ticket as a ndarray",
+    ),
+    **{
+        f"{name}: {what}": (call, says)
+        for what, says, calls in (
+            (
+                "a system as model",
+                r"model is a GradientSystem\. Pass a torch.nn.Module: model\.model of",
+                {
+                    "apply_": lambda g: g.ticket.apply_(g.system),
+                    "to_dense": lambda g: g.ticket.to_dense(g.system),
+                    "to_torch_prune": lambda g: g.ticket.to_torch_prune(g.system),
+                    "to_sparse": lambda g: to_sparse(g.ticket, g.system),
+                    "reduce": lambda g: reduce(g.ticket, g.system, example=X),
+                    "remove_units": lambda g: remove_units(g.system, {}, example=X),
+                    "stretch": lambda g: stretch(g.ticket, g.system),
+                    "graph_measures": lambda g: graph_measures(
+                        g.ticket, model=g.system
+                    ),
+                    "effective_density": lambda g: effective_density(
+                        g.ticket, g.system, example=X
+                    ),
+                    "path_norm": lambda g: path_norm(g.ticket, g.system, example=X),
+                },
+            ),
+            (
+                "a model as ticket",
+                r"\w+ is a Sequential\. Pass a dynprune\.Ticket",
+                {
+                    "shuffle": lambda g: shuffle(g.model),
+                    "invert": lambda g: invert(g.model),
+                    "union": lambda g: union(g.ticket, g.model),
+                    "reinitialise": lambda g: reinitialise(g.model, {}),
+                    "complement": lambda g: complement(g.model),
+                    "reduce": lambda g: reduce(g.model, g.model, example=X),
+                    "with_ticket": lambda g: g.system.with_ticket(g.model),
+                },
+            ),
+        )
+        for name, call in calls.items()
+    },
+    "a problem as model": (
+        lambda g: g.ticket.apply_(g.problem),
+        r"model is a Problem\. Pass a torch\.nn\.Module: model\.model\(seed\)",
+    ),
+    "a ticket as what to keep": (
+        lambda g: remove_channels(g.model, g.ticket, example=X),
+        r"keep is a Ticket\. Pass a mapping",
     ),
     "float8": (
         lambda g: Ticket.make(

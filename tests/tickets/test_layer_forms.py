@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from dynprune.system import GradientSystem
 from dynprune.tickets import Ticket, compare, graph_measures
@@ -52,7 +53,37 @@ def test_a_form_is_the_derivative_of_outputs_by_inputs(name):
 def test_without_a_model_and_for_other_weights_nothing_changes():
     value = torch.randn(3, 4)
     assert LayerForms(None).straight("weight", value) is value
-    assert LayerForms(layer(nn.Embedding, 3, 4)).straight("weight", value) is value
+    assert LayerForms(nn.LayerNorm((3, 4))).straight("weight", value) is value
+
+
+def test_reading_the_layers_runs_no_parametrisation():
+    model = nn.Sequential(spectral_norm(nn.Embedding(9, 5)), nn.Linear(5, 3)).train()
+    before = {name: part.clone() for name, part in model.named_buffers()}
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    graph_measures(ticket_of(model, {"1.weight": mask}), model=model)
+    assert before
+    for name, part in model.named_buffers():
+        assert torch.equal(part, before[name])
+
+
+def test_the_first_layer_is_the_first_that_reads():
+    class Net(nn.Module):
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.own, self.scale = (
+                nn.Parameter(torch.ones(3, 3)),
+                nn.Parameter(torch.tensor(2.0)),
+            )
+            self.table, self.out = nn.Embedding(9, 3), nn.Linear(3, 2)
+
+    names = ["scale", "own", "table.weight", "out.weight"]
+    own = dict(Net().named_parameters())
+    masks = {name: torch.ones_like(own[name]).bool() for name in names}
+    assert LayerForms(Net()).first(masks) == "table.weight"
+    del masks["table.weight"]
+    assert LayerForms(Net()).first(masks) == "out.weight"
+    assert LayerForms(None).first(masks) == "own"
+    assert LayerForms(None).first({"scale": masks["scale"]}) == "scale"
 
 
 def ticket_of(model, masks):

@@ -13,6 +13,7 @@ from dynprune import tasks
 from dynprune.core import InvalidInputError
 from dynprune.tickets import Ticket, compare, effective_density, path_norm
 from dynprune.tickets._chain import chain_effective
+from dynprune.tickets._path_modules import _softmax_dim
 from dynprune.tickets._path_network import PathNetwork
 
 
@@ -657,3 +658,118 @@ def test_parts_of_a_kernel_that_see_padding_alone_are_judged():
     ticket = ticket_of(net, masks_for(net, 2.0, 0))
     found = effective_density(ticket, net, example=torch.ones(1, 1, 1, 1))
     assert found["all"] == pytest.approx(1 / 9)
+
+
+ACTIVATIONS = [
+    nn.ReLU(),
+    nn.LeakyReLU(0.2),
+    nn.PReLU(3),
+    nn.RReLU(),
+    nn.ELU(),
+    nn.CELU(),
+    nn.SELU(),
+    nn.GELU(),
+    nn.SiLU(),
+    nn.Mish(),
+    nn.Softplus(),
+    nn.ReLU6(),
+    nn.Tanh(),
+    nn.Sigmoid(),
+    nn.Hardtanh(),
+    nn.Hardsigmoid(),
+    nn.Hardswish(),
+    nn.Softsign(),
+    nn.LogSigmoid(),
+    nn.Softshrink(),
+    nn.Hardshrink(),
+    nn.Tanhshrink(),
+    nn.Threshold(0.1, 20.0),
+]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: type(a).__name__)
+def test_activation_modules_pass_their_input(activation):
+    with torch.random.fork_rng():
+        net = seeded_(nn.Sequential(nn.Linear(2, 3), activation, nn.Linear(3, 2)))
+    ticket = ticket_of(net, {"0.weight": torch.ones(3, 2).bool()})
+    first, last = (net[n].weight.detach().double().abs() for n in (0, 2))
+    wanted = float((last @ first).sum())
+    found = path_norm(ticket, net, example=torch.ones(1, 2))
+    assert found == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3, 4])
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+def test_a_softmax_without_a_dimension_mixes_where_torch_does(ndim):
+    x = torch.randn(3, 4, 5, 2)[(0,) * (4 - ndim)]
+    module = nn.Softmax(None)
+    dim = _softmax_dim(module, x)
+    torch.testing.assert_close(module(x).sum(dim), torch.ones_like(x.sum(dim)))
+    if ndim > 2:
+        two = nn.Softmax2d()
+        dim = _softmax_dim(two, x)
+        torch.testing.assert_close(two(x).sum(dim), torch.ones_like(x.sum(dim)))
+
+
+class Pooled(nn.Module):
+    """Pooling that is no plain sum over neighbours: it stays as it is."""
+
+    def __init__(self, pool, width):
+        nn.Module.__init__(self)
+        self.pool, self.last = pool, nn.Linear(width, 2)
+
+    def forward(self, x):
+        found = self.pool(x)
+        found = found[0] if isinstance(found, tuple) else found
+        return self.last(found.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("pool", "width"),
+    [
+        (nn.MaxPool2d(2, stride=1, dilation=2), 4),
+        (nn.MaxPool2d(2, return_indices=True), 4),
+        (nn.AdaptiveMaxPool2d(2, return_indices=True), 4),
+    ],
+    ids=["dilation", "indices", "adaptive indices"],
+)
+def test_other_pooling_stays_as_it_is(pool, width):
+    net = seeded_(Pooled(pool, width))
+    mask = torch.tensor([[True, True, True, False], [False] * 4])
+    ticket = ticket_of(net, {"last.weight": mask})
+    found = effective_density(ticket, net, example=torch.ones(1, 1, 4, 4))
+    assert found["all"] == 3 / 8
+
+
+class Constant(nn.Module):
+    """Units behind a function that has a value at 0, and a norm over all of them."""
+
+    def __init__(self, norm):
+        nn.Module.__init__(self)
+        self.first, self.norm, self.last = nn.Linear(3, 4), norm, nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(self.norm(torch.sigmoid(self.first(x))))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), nn.LayerNorm(4)])
+def test_a_norm_makes_no_path_of_a_constant_unit(norm):
+    net = seeded_(Constant(norm))
+    cut = torch.ones(4, 3).bool()
+    cut[1] = False
+    masks = {"first.weight": cut, "last.weight": torch.ones(2, 4).bool()}
+    found = effective_density(ticket_of(net, masks), net, example=torch.ones(1, 3))
+    assert found == {"all": 15 / 20, "first.weight": 9 / 12, "last.weight": 6 / 8}
+
+
+def test_biases_shifts_and_slopes_lie_on_no_path_and_count_as_kept():
+    net = nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.PReLU(4), nn.Linear(4, 2)
+    )
+    masks = {n: torch.ones_like(p).bool() for n, p in net.named_parameters()}
+    masks["1.bias"][0] = masks["2.weight"][:2] = masks["3.weight"][0, 0] = False
+    found = effective_density(ticket_of(net, masks), net, example=torch.ones(1, 3))
+    assert found["1.bias"] == 3 / 4
+    assert found["2.weight"] == 1 / 2
+    assert found["0.weight"] == found["1.weight"] == found["0.bias"] == 1.0
+    assert found["3.weight"] == 7 / 8

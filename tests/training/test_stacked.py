@@ -282,6 +282,25 @@ def test_tied_frozen_and_unused_weights() -> None:
     same(found, one_by_one(given, recipe, [0, 1, 2, 3]))
 
 
+class Scaled(nn.Module):
+    """A network with a temperature, a parameter without dimensions."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.scale, self.net = nn.Parameter(torch.tensor(1.5)), mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.scale * self.net(x)
+        return out
+
+
+def test_parameters_without_dimensions() -> None:
+    given = systems(lambda: Scaled().double(), l2=0.1)
+    recipe = Recipe(momentum, steps=20, batch_size=8)
+    found = train_many(given, recipe, seeds=range(4), how="stacked")
+    same(found, one_by_one(given, recipe, [0, 1, 2, 3]))
+
+
 def test_selected_parameters_leave_the_others_to_each_network() -> None:
     given = systems(parameters="2.*")
     recipe = Recipe(momentum, steps=20, batch_size=8)
