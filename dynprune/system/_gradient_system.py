@@ -703,12 +703,12 @@ class GradientSystem:
             InvalidInputError: If it is no ticket, or its names or shapes are not the
                 model's.
         """
-        if not all(hasattr(ticket, part) for part in ("masks", "state", "buffers")):
+        state = getattr(ticket, "state", None)
+        if not isinstance(state, Mapping):
             raise InvalidInputError(
                 f"ticket is a {type(ticket).__name__}. Pass a dynprune.Ticket; masks "
                 "alone go to with_mask."
             )
-        state = ticket.state
         twin = self.with_mask(ticket.masks).with_state(state, buffers=ticket.buffers)
         twin._freeze({n: v for n, v in state.items() if n not in self.names})
         return twin

@@ -43,7 +43,7 @@ def check_tickets(**tickets: Any) -> None:
     """
     for name, ticket in tickets.items():
         # not by class: that of tickets checks models here
-        if not (hasattr(ticket, "mask_items") and hasattr(ticket, "state_items")):
+        if not isinstance(getattr(ticket, "mask_items", None), tuple):
             raise InvalidInputError(
                 f"{name} is a {type(ticket).__name__}. Pass a dynprune.Ticket, as "
                 "pruners return it and Ticket.make makes it."
