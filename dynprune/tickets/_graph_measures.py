@@ -113,7 +113,9 @@ def graph_measures(
         ticket: The ticket; only its masks count.
         model: The model that it is of; only how its layers store weights counts.
             Without it every mask is read as (out, in, …), **which is another graph**
-            for convolutions with groups, transposed ones and Hugging Face ``Conv1D``.
+            for convolutions with groups, transposed ones, Hugging Face ``Conv1D`` and
+            embeddings. The gates of a recurrent layer are units of their own (an LSTM
+            of H units has 4H outputs), also in the relational graph.
         groups: Number of nodes of the relational graph.
 
     Returns:
