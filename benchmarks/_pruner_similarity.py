@@ -100,15 +100,23 @@ def seeds_to_compare(
 
 
 def merge_pairs(folder: Path, other: Path) -> None:
-    """Take the pairs of masks in that another machine compared."""
-    known = {
-        tuple(row[key] for key in _KEYS): row
-        for place in (folder, other)
-        for row in read_csv(_path(place))
-    }
+    """Take the pairs of masks in that another machine compared.
+
+    Masks of one seed are those of one machine, as the bits of training differ: of two
+    sets of pairs the larger is kept, or the one that is here.
+    """
+    sets: dict[Key, dict[Key, Row]] = {}
+    for place in (folder, other):
+        found: dict[Key, dict[Key, Row]] = {}
+        for row in read_csv(_path(place)):
+            key = tuple(row[name] for name in _KEYS)
+            found.setdefault(key[:4], {})[key] = row
+        for group, rows in found.items():
+            if len(rows) > len(sets.get(group, {})):
+                sets[group] = rows
+    known = {key: row for rows in sets.values() for key, row in rows.items()}
     if known:
-        rows = [known[key] for key in sorted(known)]
-        write_csv(_path(folder), COLUMNS, rows)
+        write_csv(_path(folder), COLUMNS, [known[key] for key in sorted(known)])
 
 
 def _path(folder: Path) -> Path:
