@@ -28,8 +28,12 @@ def _globals() -> tuple[object, ...]:
     )
 
 
-def pytest_collection_modifyitems(items):
-    """Refuse names of tests that differ between processes."""
+def pytest_collection_modifyitems(config, items):
+    """Skip what takes minutes; refuse names of tests that differ between processes."""
+    if not config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="minutes: pytest -m slow"))
     moving = [item.nodeid for item in items if " at 0x" in item.nodeid]
     if moving:
         raise pytest.UsageError(f"addresses in the names of tests: {moving[:3]}")

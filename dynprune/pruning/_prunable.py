@@ -180,9 +180,9 @@ def check_others(system: GradientSystem) -> None:
             raise InvalidInputError(
                 f"{pruned} entries of {name!r}, which is no prunable weight, are "
                 "pruned already. Tickets hold masks of system.prunable only, and the "
-                "entries would come back. Make the system with prunable=list(masks), "
-                "or pass system.with_mask({}) and put the others on afterwards: "
-                "system.with_ticket(ticket).with_mask(ticket.masks | others)."
+                "entries would come back. Pass system.with_mask({}) and put the others "
+                "on afterwards: system.with_ticket(ticket).with_mask(ticket.masks | "
+                "others); or make the system with prunable=list(masks)."
             )
 
 

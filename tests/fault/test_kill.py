@@ -8,27 +8,34 @@ import sys
 import time
 from pathlib import Path
 
-KILLS = 5  # every rename is crashed by itself in test_crash.py
-COMMAND = [
+import pytest
+
+STUDY = [
     sys.executable,
     *("-m", "dynprune", "study", "--task", "digits", "--seeds", "2", "--jobs", "2"),
     *("--densities", "1", "0.4", "0.16", "0.064"),
+]
+SMALL = [
+    *("--methods", "imp", "imp-shuffled", "random"),
+    *("--analyses", "multipliers", "--steps", "200"),
+]
+LARGE = [
     *("--methods", "imp", "imp-shuffled", "manifold", "snip", "random"),
-    *("--analyses", "forecast", "multipliers", "--steps", "400", "--out"),
+    *("--analyses", "forecast", "multipliers", "--steps", "400"),
 ]
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path, options: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [*COMMAND, str(folder)],
+        [*STUDY, *options, "--out", str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
 
 
-def finish(folder: Path) -> str:
-    process = start(folder)
+def finish(folder: Path, options: list[str]) -> str:
+    process = start(folder, options)
     output = process.communicate(timeout=240)[0].decode()
     assert process.returncode == 0, output
     return output
@@ -40,17 +47,21 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in names}
 
 
-def test_kill_at_random_moments(tmp_path):
+# every rename is crashed by itself in test_crash.py
+@pytest.mark.parametrize(
+    ("options", "most"), [(SMALL, 2), pytest.param(LARGE, 8, marks=pytest.mark.slow)]
+)
+def test_kill_at_random_moments(options, most, tmp_path):
     begin = time.perf_counter()
-    finish(tmp_path / "undisturbed")
+    finish(tmp_path / "undisturbed", options)
     duration = time.perf_counter() - begin
     want = contents(tmp_path / "undisturbed")
     seed = random.SystemRandom().getrandbits(32)
     draw = random.Random(seed)
     folder, kills, finished = tmp_path / "killed-0", 0, 0
-    while kills < KILLS:
+    while kills < most:
         fresh, begin = not folder.exists(), time.perf_counter()
-        process = start(folder)
+        process = start(folder, options)
         try:
             process.wait(timeout=draw.uniform(0, duration))
         except subprocess.TimeoutExpired:
@@ -63,6 +74,6 @@ def test_kill_at_random_moments(tmp_path):
             assert contents(folder) == want, f"seed {seed}, after {kills} kills"
             finished += 1
             folder = tmp_path / f"killed-{finished}"
-    finish(folder)
+    finish(folder, options)
     assert contents(folder) == want, f"seed {seed}, last folder"
-    assert "Nothing to do" in finish(folder)
+    assert "Nothing to do" in finish(folder, options)
