@@ -3,6 +3,10 @@
 import os
 import random
 
+# two test processes and their children would wait for each other's spinning threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
