@@ -49,7 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 # every rename is crashed by itself in test_crash.py
 @pytest.mark.parametrize(
-    ("options", "most"), [(SMALL, 2), pytest.param(LARGE, 8, marks=pytest.mark.slow)]
+    ("options", "most"), [(SMALL, 1), pytest.param(LARGE, 8, marks=pytest.mark.slow)]
 )
 def test_kill_at_random_moments(options, most, tmp_path):
     begin = time.perf_counter()
