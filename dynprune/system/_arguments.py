@@ -208,18 +208,17 @@ def select_prunable(
         prunable: Glob pattern(s), or None.
 
     Returns:
-        Those that a pattern matches, in the order of ``names``, and the names of
-        weights that it matches but that are computed of others; none if None.
+        Those that a pattern matches, in the order of ``names``, none if None; and the
+        names of weights that it matches, all if None, but that are computed of others.
 
     Raises:
         InvalidInputError: If a pattern matches none.
     """  # noqa: DOC502 - raised by _matched
-    if prunable is None:
-        return (), ()
-    found = _matched(model, names, prunable, what="prunable", kind="selected")
     computed = computed_weights(model, names)
-    patterns = _patterns(prunable, "prunable")
-    return found, tuple(n for n in computed if any(_matching([n], p) for p in patterns))
+    if prunable is None:
+        return (), computed
+    found = _matched(model, names, prunable, what="prunable", kind="selected")
+    return found, _chosen(computed, _patterns(prunable, "prunable"))
 
 
 def _matched(
@@ -233,9 +232,7 @@ def _matched(
             f"No {kind} parameter matches {asked}{_but(model, missing)}. "
             f"Found: {', '.join(names)}."
         )
-    return tuple(
-        name for name in names if any(_matching([name], one) for one in patterns)
-    )
+    return _chosen(names, patterns)
 
 
 def _patterns(given: object, what: str) -> list[str]:
@@ -256,6 +253,10 @@ def _matching(names: Iterable[str], pattern: str) -> list[str]:
     return [n for n in names if n == pattern or fnmatch.fnmatchcase(n, pattern)]
 
 
+def _chosen(names: Iterable[str], patterns: Sequence[str]) -> tuple[str, ...]:
+    return tuple(n for n in names if any(_matching([n], one) for one in patterns))
+
+
 def _but(model: nn.Module, patterns: Sequence[str]) -> str:
     # frozen parameters, and second names of tied ones, can be meant
     own = {id(part): name for name, part in model.named_parameters()}
@@ -268,8 +269,7 @@ def _but(model: nn.Module, patterns: Sequence[str]) -> str:
     ]
     said += [
         f"{name} is computed of other parameters"
-        for name in computed_weights(model, list(own.values()))
-        if any(_matching([name], one) for one in patterns)
+        for name in _chosen(computed_weights(model, list(own.values())), patterns)
     ]
     return f" ({'; '.join(said)})" if said else ""
 

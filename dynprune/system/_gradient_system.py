@@ -35,7 +35,7 @@ from dynprune.system._in_place import (
 )
 from dynprune.system._mean_loss import BatchLoss, LossFn, MeanLoss, call
 from dynprune.system._probe import MOST_PROBED, probe
-from dynprune.system._prunable import computed_weights, prunable_weights
+from dynprune.system._prunable import prunable_weights
 from dynprune.system._ranks import Ranks
 from dynprune.system._signature import layout, signature, state_signature
 
@@ -83,8 +83,9 @@ class GradientSystem:
 
     Train mode, for training and scoring, is that of the user: modules of a model in
     train mode that were in eval mode when the system was made (a frozen batch norm) are
-    ``kept_in_eval``. A model in eval mode says nothing of its modules: all of it is put
-    in train mode.
+    ``kept_in_eval``. Embeddings with ``sparse=True`` are ``sparse`` in training only:
+    gradients by the coordinates are dense. A model in eval mode says nothing of its
+    modules: all of it is put in train mode.
 
     With a process group each rank passes its own shard of the data, of any length: W
     and L count the examples of all ranks, the l2 term counts once, and ``loss``,
@@ -107,7 +108,8 @@ class GradientSystem:
             count, score and mask, whatever their layer (``"lstm.weight_*"``), in place
             of the weights of Linear, Conv and attention layers. What belongs to a
             parametrisation is masked itself, not the weight that is computed of it.
-            Channels (``early_bird``) go with all that belongs to them.
+            Channels (``early_bird``) go with all that belongs to them. The names are
+            ``requested``.
         l2: Coefficient of ½|θ|², per parameter squared; adds ``l2`` to every
             Hessian eigenvalue.
         batch_loss: ``(model, batch) -> mean loss`` for batches that are no (x, y).
@@ -179,8 +181,9 @@ class GradientSystem:
             self._loss = MeanLoss(net, loss_fn, batch_loss)
             self._masks = own_masks(mask)
             self._selected = select(model, parameters)
-            asked, computed = select_prunable(model, self._selected, prunable)
-            self.requested, self._computed = asked, computed
+            self.requested, self._computed = select_prunable(
+                model, self._selected, prunable
+            )
             chosen = dict(model.named_parameters())
             self.coordinates = Coordinates(
                 names=self._selected,
@@ -321,8 +324,6 @@ class GradientSystem:
             NumericalWarning: If there is such a weight.
         """
         left = self._computed
-        if not self.requested:
-            left = computed_weights(self.module, self.names)
         if left and not self._told:
             self._told.append(True)
             warnings.warn(

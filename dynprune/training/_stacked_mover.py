@@ -173,7 +173,7 @@ class StackedMover:
             Shape ``(R,)``.
         """
         found = [
-            torch.isfinite(part.detach()).view(len(part), -1).all(1)
+            torch.isfinite(part.detach()).reshape(len(part), -1).all(1)
             for part in self.parameters
         ]
         return torch.stack(found).all(0)
